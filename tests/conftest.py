@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight simulated devices, exact matrix products, annotations checked."""
+
+import os
+
+# Before jax is imported: these are read once.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+jaxtyping.install_import_hook("cc_jax", "beartype.beartype")
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--slow", action="store_true", help="also run what takes over a minute"
+  )
+
+
+def pytest_collection_modifyitems(config, items):
+  if config.getoption("--slow"):
+    return
+  skip = pytest.mark.skip(reason="slow: run with `bash launch/test.sh slow`")
+  for item in items:
+    if "slow" in item.keywords:
+      item.add_marker(skip)
