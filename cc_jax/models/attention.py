@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one entry to the core of attention."""
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+
+def attention(
+  q: Float[Array, "B T N K"],
+  k: Float[Array, "B S N K"],
+  v: Float[Array, "B S N K"],
+  mask: Bool[Array, "#B #S"] | None = None,
+  *,
+  causal: bool = False,
+  scale: float | None = None,
+) -> Float[Array, "B T N K"]:
+  """softmax(q k^T / sqrt(K)) v, the softmax in float32.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    mask: true where a source token may be attended to.
+    causal: token t sees source tokens up to t only.
+    scale: instead of 1 / sqrt(K).
+  """
+  with jax.named_scope("attention_op"):
+    return jax.nn.dot_product_attention(
+      q,
+      k,
+      v,
+      mask=None if mask is None else mask[:, None, None, :],
+      is_causal=causal,
+      scale=scale,
+    )

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that several models share.
+
+The letters, in signatures, comments and einsums of every model:
+
+  B batch   T tokens   S source tokens   D width   F MLP width   N heads
+  K head width   V vocabulary   L layers   H W C height, width, channels
+  x0 data   xt noised   eps noise   v velocity   t timestep   z latents
+
+Weights are float32; `dtype` is the type of the computation; norms, softmax
+and timestep sinusoids are float32 throughout.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Num
+
+from cc_jax.core import sharding
+from cc_jax.models import attention
+
+Dtype = Any
+
+# torch's default for linear and convolutional layers, from which the
+# published recipes start: uniform with variance 1 / (3 fan_in).
+INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+ZEROS = nnx.initializers.zeros_init()
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """GELU with the exact error function, as in torch."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """GELU by its tanh approximation."""
+  return jax.nn.gelu(x, approximate=True)
+
+
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """x sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable] = {
+  "silu": jax.nn.silu,
+  "gelu": gelu,
+  "gelu_tanh": gelu_tanh,
+  "quick_gelu": quick_gelu,
+}
+
+
+def linear(
+  width: int,
+  out: int,
+  *,
+  bias: bool = True,
+  init: Callable = INIT,
+  dtype: Dtype,
+  rngs: nnx.Rngs,
+) -> nnx.Linear:
+  """[... width] -> [... out]."""
+  return nnx.Linear(
+    width, out, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs
+  )
+
+
+def conv(
+  channels: int,
+  out: int,
+  size: int = 3,
+  *,
+  stride: int = 1,
+  padding: Any = None,
+  init: Callable = INIT,
+  dtype: Dtype,
+  rngs: nnx.Rngs,
+) -> nnx.Conv:
+  """[B H W channels] -> [B H/stride W/stride out], padded by size // 2."""
+  half = size // 2
+  return nnx.Conv(
+    channels,
+    out,
+    (size, size),
+    strides=stride,
+    padding=((half, half), (half, half)) if padding is None else padding,
+    kernel_init=init,
+    dtype=dtype,
+    rngs=rngs,
+  )
+
+
+def group_norm(
+  channels: int,
+  groups: int,
+  eps: float,
+  *,
+  dtype: Dtype,
+  rngs: nnx.Rngs,
+) -> nnx.GroupNorm:
+  """Normalises [B H W C] over H, W and C / groups channels."""
+  return nnx.GroupNorm(
+    channels,
+    num_groups=groups,
+    epsilon=eps,
+    use_fast_variance=False,
+    dtype=dtype,
+    rngs=rngs,
+  )
+
+
+def layer_norm(
+  width: int, eps: float = 1e-5, *, dtype: Dtype, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
+  """Normalises [... D] over D."""
+  return nnx.LayerNorm(
+    width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs
+  )
+
+
+class Attention(nnx.Module):
+  """Multi-head attention, to itself or to source tokens.
+
+  "Attention Is All You Need", arXiv 1706.03762, §3.2.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    *,
+    head_width: int | None = None,
+    source_width: int | None = None,
+    bias: bool = True,
+    causal: bool = False,
+    out_init: Callable = INIT,
+    dtype: Dtype,
+    rngs: nnx.Rngs,
+  ):
+    inner = heads * (head_width or width // heads)
+    source = source_width or width
+    self.heads, self.causal = heads, causal
+    self.q = linear(width, inner, bias=bias, dtype=dtype, rngs=rngs)
+    self.k = linear(source, inner, bias=bias, dtype=dtype, rngs=rngs)
+    self.v = linear(source, inner, bias=bias, dtype=dtype, rngs=rngs)
+    self.out = linear(inner, width, init=out_init, dtype=dtype, rngs=rngs)
+
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    source: Float[Array, "B S E"] | None = None,
+    mask: Bool[Array, "#B #S"] | None = None,
+  ) -> Float[Array, "B T D"]:
+    source = x if source is None else source
+    q, k, v = (
+      layer(tokens).reshape(*tokens.shape[:2], self.heads, -1)  # [B T N K]
+      for layer, tokens in ((self.q, x), (self.k, source), (self.v, source))
+    )
+    x = attention.attention(q, k, v, mask, causal=self.causal)
+    return self.out(x.reshape(*x.shape[:2], -1))
+
+
+class MLP(nnx.Module):
+  """down(act(up(x))), or with a gate down(up(x) * act(gate(x))).
+
+  The gated form is GEGLU for GELU: arXiv 2002.05202, eq. 5.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    hidden: int,
+    *,
+    act: str = "gelu",
+    gated: bool = False,
+    bias: bool = True,
+    dtype: Dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.act = act
+    self.up = linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
+    self.gate = (
+      linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
+      if gated
+      else None
+    )
+    self.down = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    act = ACTIVATIONS[self.act]
+    if self.gate is None:
+      return self.down(act(self.up(x)))
+    return self.down(self.up(x) * act(self.gate(x)))
+
+
+def timestep_embedding(
+  t: Num[Array, "*B"], width: int, *, period: float = 10_000
+) -> Float[Array, "*B width"]:
+  """[cos, sin] of t at width / 2 frequencies, in float32.
+
+  "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, appendix B; the
+  cosines first, and frequencies period^(-i / (width / 2)), as in diffusers with
+  `flip_sin_to_cos` and no frequency shift.
+  """
+  half = width // 2
+  exponent = jnp.arange(half, dtype=jnp.float32) / half
+  frequency = jnp.exp(-math.log(period) * exponent)
+  angle = t.astype(jnp.float32)[..., None] * frequency
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class TimeMLP(nnx.Module):
+  """Linear, SiLU, linear: how a network reads a vector of conditions."""
+
+  def __init__(self, width: int, hidden: int, *, dtype: Dtype, rngs: nnx.Rngs):
+    self.up = linear(width, hidden, dtype=dtype, rngs=rngs)
+    self.down = linear(hidden, hidden, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B F"]:
+    return self.down(jax.nn.silu(self.up(x)))
+
+
+class ResnetBlock(nnx.Module):
+  """x + conv(act(norm(conv(act(norm(x))) + time))), SiLU throughout.
+
+  The residual block of arXiv 2006.11239, appendix B, with group norms.
+  """
+
+  def __init__(
+    self,
+    channels: int,
+    out: int,
+    *,
+    time_width: int | None = None,
+    groups: int = 32,
+    eps: float = 1e-5,
+    out_init: Callable = INIT,
+    dtype: Dtype,
+    rngs: nnx.Rngs,
+  ):
+    kinds = dict(dtype=dtype, rngs=rngs)
+    self.norm1 = group_norm(channels, groups, eps, **kinds)
+    self.conv1 = conv(channels, out, **kinds)
+    self.time = linear(time_width, out, **kinds) if time_width else None
+    self.norm2 = group_norm(out, groups, eps, **kinds)
+    self.conv2 = conv(out, out, init=out_init, **kinds)
+    self.shortcut = conv(channels, out, 1, **kinds) if channels != out else None
+
+  def __call__(
+    self,
+    x: Float[Array, "B H W C"],
+    time: Float[Array, "B F"] | None = None,
+  ) -> Float[Array, "B H W O"]:
+    h = self.conv1(jax.nn.silu(self.norm1(x)))
+    if self.time is not None:
+      h = h + self.time(jax.nn.silu(time))[:, None, None, :]
+    h = self.conv2(jax.nn.silu(self.norm2(h)))
+    return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Downsample(nnx.Module):
+  """[B H W C] -> [B H/2 W/2 C] by a convolution with stride 2."""
+
+  def __init__(
+    self,
+    channels: int,
+    out: int,
+    *,
+    padding: Any = None,
+    dtype: Dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.conv = conv(
+      channels, out, stride=2, padding=padding, dtype=dtype, rngs=rngs
+    )
+
+  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B I J O"]:
+    return self.conv(x)
+
+
+class Upsample(nnx.Module):
+  """[B H W C] -> [B 2H 2W C]: nearest neighbour, then a convolution."""
+
+  def __init__(self, channels: int, out: int, *, dtype: Dtype, rngs: nnx.Rngs):
+    self.conv = conv(channels, out, dtype=dtype, rngs=rngs)
+
+  def __call__(
+    self,
+    x: Float[Array, "B H W C"],
+    size: tuple[int, int] | None = None,
+  ) -> Float[Array, "B I J O"]:
+    """`size` [H W] serves maps that were odd before they were halved."""
+    B, H, W, C = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
+    x = x.reshape(B, 2 * H, 2 * W, C)
+    if size is not None and size != (2 * H, 2 * W):
+      # Nearest neighbour to an odd size drops the last row or column.
+      x = x[:, : size[0], : size[1]]
+    return self.conv(x)
+
+
+REMAT = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def checkpointed(f: Callable, remat: str) -> Callable:
+  """`f`, of whose results the backward pass keeps only what `remat` names.
+
+  "none" keeps all, "dots" the products of weights, "full" nothing.
+  """
+  if remat == "none":
+    return f
+  if remat not in REMAT:
+    choices = ", ".join(["none", *REMAT])
+    raise ValueError(f"unknown remat {remat!r}; expected one of {choices}")
+  return jax.checkpoint(f, policy=REMAT[remat])
+
+
+def stack(make: Callable, depth: int, rngs: nnx.Rngs) -> Any:
+  """Makes `depth` copies of a block, weights stacked on a first axis L."""
+  return jax.vmap(make)(rngs.split(depth))
+
+
+def scan(
+  blocks: Any,
+  x: Float[Array, "B T D"],
+  *args: Any,
+  remat: str = "none",
+) -> Float[Array, "B T D"]:
+  """Runs stacked blocks one after another, so that compile time does not grow.
+
+  `args` go to every block; `remat` names what the backward pass keeps.
+  """
+
+  def step(x, block):
+    return sharding.constrain(block(x, *args)), None
+
+  return jax.lax.scan(checkpointed(step, remat), x, blocks)[0]

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tolerances of parity, written once, and the way there and back by files."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cc_jax.core import convert, tree
+
+LAYER = 2e-5
+MODEL = 1e-4
+
+
+def check(ours, theirs, tolerance):
+  """Largest difference, against the largest value of the reference."""
+  ours, theirs = np.asarray(ours), np.asarray(theirs)
+  assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+  error = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-6)
+  assert error < tolerance, f"{error:.1e} of {tolerance:.0e}"
+
+
+def scramble(params, seed=0):
+  """Random weights in place of initial ones, which may hide what is unused."""
+  rng = np.random.default_rng(seed)
+
+  def one(path, leaf):
+    fan = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 1
+    noise = rng.standard_normal(leaf.shape) / max(fan, 1) ** 0.5
+    small = 0.1 if len(leaf.shape) == 1 else 1.0
+    one = 1.0 if path.endswith("scale") else 0.0
+    return jnp.asarray(one + small * noise, jnp.float32)
+
+  flat = tree.flatten(params)
+  return tree.unflatten({path: one(path, leaf) for path, leaf in flat.items()})
+
+
+def abstract(make):
+  """Structure and shapes of the module that `make()` returns, no memory."""
+  return tree.split(jax.eval_shape(make))
+
+
+def save(folder, params, config, names, table, stem):
+  """Writes weights and config as the reference library reads them."""
+  convert.save_folder(
+    str(folder),
+    convert.export_weights(params, names),
+    convert.export_config(config, table),
+    stem=stem,
+  )
+
+
+def load(folder, make, config_type, names, table):
+  """Reads a folder that the reference library wrote: (config, module)."""
+  theirs = json.loads((pathlib.Path(folder) / "config.json").read_text())
+  config = convert.import_config(theirs, config_type, table)
+  structure, shapes = abstract(lambda: make(config))
+  tensors = convert.open_tensors(str(folder))
+  return config, tree.merge(
+    structure, convert.import_weights(tensors, shapes, names)
+  )
