@@ -39,7 +39,10 @@ LEGACY: tuple[tuple[re.Pattern, str | None], ...] = (
   (re.compile(r"(attentions\.\d+)\.key\."), r"\1.to_k."),
   (re.compile(r"(attentions\.\d+)\.value\."), r"\1.to_v."),
   (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
-  (re.compile(r"^(?=(embeddings|encoder|final_layer_norm)\.)"), "text_model."),
+  (
+    re.compile(r"^(?=(embeddings|encoder\.layers|final_layer_norm)\.)"),
+    "text_model.",
+  ),
   (re.compile(r".*\.position_ids$"), None),
 )
 
