@@ -3,6 +3,7 @@
 
 import json
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -61,3 +62,23 @@ def load(folder, make, config_type, names, table):
   return config, tree.merge(
     structure, convert.import_weights(tensors, shapes, names)
   )
+
+
+def adopt(module, shapes, names):
+  """The weights of a torch module as ours, by a file in between."""
+  state = {name: array.numpy() for name, array in module.state_dict().items()}
+  with tempfile.TemporaryDirectory() as folder:
+    convert.save_folder(folder, state, {}, stem="model")
+    return convert.import_weights(convert.open_tensors(folder), shapes, names)
+
+
+def check_config(written, theirs):
+  """What we write is what the reference library would write, key by key."""
+  plain = json.loads(json.dumps(dict(written)))
+  theirs = json.loads(json.dumps(dict(theirs)))
+  differ = {
+    key: (plain[key], theirs.get(key, "absent"))
+    for key in plain
+    if not key.startswith("_") and plain[key] != theirs.get(key, "absent")
+  }
+  assert not differ, differ

@@ -15,10 +15,13 @@ in both directions: each of our leaves is filled and each of their tensors is
 used once, else all that differs is in one error.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import inspect
 import json
 import re
+import types
+import typing
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -162,7 +165,7 @@ def import_weights(
       one message.
   """
   tensors = _normalised(tensors)
-  wrong, used, result = [], {}, {}
+  wrong, used, parts, result = [], {}, {}, {}
   for path, leaf in tree.flatten(shapes).items():
     where = place(path, names)
     layers = leaf.shape[0] if where.stacked else 1
@@ -174,6 +177,7 @@ def import_weights(
         wrong.append(f"missing {name} (our {path})")
         break
       seen = used.setdefault(name, set())
+      parts[name] = where.parts
       if where.part in seen:
         wrong.append(f"{name} is asked for twice (again by {path})")
       seen.add(where.part)
@@ -189,6 +193,11 @@ def import_weights(
         wrong.append(f"{where.name}: expected {leaf.shape}, got {array.shape}")
       result[path] = np.ascontiguousarray(array)
   wrong += [f"left over {name}" for name in tensors if name not in used]
+  for name, seen in used.items():
+    rest = set(range(parts[name])) - seen
+    if rest:
+      numbers = ", ".join(map(str, sorted(rest)))
+      wrong.append(f"parts {numbers} of {name} left over")
   if wrong:
     more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
     raise ValueError("weights do not fit: " + "; ".join(wrong[:8]) + more)
@@ -217,60 +226,132 @@ def export_weights(params: Any, names: Names) -> dict[str, np.ndarray]:
   return result
 
 
+def export_shapes(shapes: Any, names: Names) -> dict[str, tuple[int, ...]]:
+  """Names and shapes of what `export_weights` would write, without arrays.
+
+  Args:
+    shapes: our tree of arrays or shapes.
+    names: the model's table.
+  """
+  result = {}
+  for path, leaf in tree.flatten(shapes).items():
+    where = place(path, names)
+    layers = leaf.shape[0] if where.stacked else 1
+    # A view of one zero, for its axes only.
+    one = np.broadcast_to(np.float32(0), leaf.shape[where.stacked :])
+    first, *rest = _to_theirs(path, one).shape
+    for layer in range(layers):
+      name = where.name.replace("{l}", str(layer))
+      result[name] = (first * where.parts, *rest)
+  return result
+
+
 @dataclasses.dataclass(frozen=True)
 class ConfigTable:
   """How a `Config` is written as the config.json of the hub.
 
   Attributes:
     renamed: our field -> their key; a field that is not named keeps its name.
+    coded: their key -> our value -> their value; of a tuple, its elements.
     fixed: their key -> the one value that we support, also when it is absent.
+    derived: from a config, their keys and values that follow from others;
+      they must agree on import.
     ignored: their keys that do not change the computation.
     written: further keys and values that export adds (class names).
   """
 
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  coded: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  derived: Callable[[Any], Mapping[str, Any]] = lambda config: {}
   ignored: Sequence[str] = ()
   written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _tuples(value: Any) -> Any:
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+  if isinstance(value, list | tuple):
+    return tuple(map(_tuples, value))
+  return value
+
+
+def _coded(value: Any, codes: Mapping) -> Any:
+  """A value by a table of `coded`, a tuple element by element."""
+  if isinstance(value, tuple):
+    return tuple(codes[element] for element in value)
+  return codes[value]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+  """Whether a value from JSON is of a field's type."""
+  if isinstance(hint, types.UnionType):
+    return any(_fits(value, choice) for choice in typing.get_args(hint))
+  kind = typing.get_origin(hint) or hint
+  if kind is float:
+    return type(value) in (int, float)
+  if kind is tuple and isinstance(value, tuple):
+    element, *rest = typing.get_args(hint)
+    same = rest == [...] or len(rest) + 1 == len(value)
+    return same and all(_fits(one, element) for one in value)
+  return type(value) is kind
 
 
 def import_config(theirs: Mapping[str, Any], config: type, table: ConfigTable):
   """A `config` instance from a config.json.
 
+  A key that is absent has the default of our field, which is to be theirs.
+
   Raises:
-    ValueError: a key that we do not know, or a value that we do not support.
+    ValueError: a key that we do not know, or a value that we do not support;
+      all in one message.
   """
+  theirs = {key: _tuples(value) for key, value in theirs.items()}
   fields = {
     table.renamed.get(field.name, field.name): field.name
     for field in dataclasses.fields(config)
   }
-  wrong, values = [], {}
+  hints = typing.get_type_hints(config)
+  wrong, values, rest = [], {}, {}
   for key, value in theirs.items():
-    value = _tuples(value)
-    if key in fields:
+    if key in table.coded:
+      codes = {new: old for old, new in table.coded[key].items()}
+      known = set(value if isinstance(value, tuple) else [value]) <= set(codes)
+      ours = _coded(value, codes) if known else None
+      values[fields[key]] = ours
+      if not known or not _fits(ours, hints[fields[key]]):
+        wrong.append(f"{key}={value!r} (supported: {', '.join(codes)})")
+    elif key in fields:
       values[fields[key]] = value
+      if not _fits(value, hints[fields[key]]):
+        kind = inspect.formatannotation(hints[fields[key]])
+        wrong.append(f"{key}={value!r} (supported: {kind})")
     elif key in table.fixed:
       if value != _tuples(table.fixed[key]):
         wrong.append(f"{key}={value!r} (supported: {table.fixed[key]!r})")
-    elif key not in table.ignored and not key.startswith("_"):
-      if key not in table.written:
-        wrong.append(f"{key}={value!r} (unknown)")
+    elif key not in table.ignored and key not in table.written:
+      rest[key] = value
   if wrong:
     raise ValueError("config.json has " + ", ".join(wrong))
-  return config(**values)
+  result = config(**values)
+  derived = table.derived(result)
+  for key, value in rest.items():
+    if key in derived:
+      if value != _tuples(derived[key]):
+        wrong.append(f"{key}={value!r} (expected: {derived[key]!r})")
+    elif not key.startswith("_"):
+      wrong.append(f"{key}={value!r} (unknown)")
+  if wrong:
+    raise ValueError("config.json has " + ", ".join(wrong))
+  return result
 
 
 def export_config(config: Any, table: ConfigTable) -> dict[str, Any]:
   """The config.json of a `Config`: the inverse of `import_config`."""
-  ours = {
-    table.renamed.get(name, name): value
-    for name, value in dataclasses.asdict(config).items()
-  }
-  return {**table.written, **table.fixed, **ours}
+  ours = {}
+  for name, value in dataclasses.asdict(config).items():
+    key = table.renamed.get(name, name)
+    codes = table.coded.get(key)
+    ours[key] = value if codes is None else _coded(value, codes)
+  return {**table.written, **table.fixed, **table.derived(config), **ours}
 
 
 def save_folder(
@@ -284,7 +365,9 @@ def save_folder(
   path = epath.Path(folder)
   path.mkdir(parents=True, exist_ok=True)
   # "format" is what diffusers and transformers look at before they read.
-  data = safetensors.numpy.save(dict(tensors), metadata={"format": "pt"})
+  # safetensors writes memory as it lies, whatever the strides say.
+  dense = {name: np.ascontiguousarray(tensors[name]) for name in tensors}
+  data = safetensors.numpy.save(dense, metadata={"format": "pt"})
   (path / f"{stem}.safetensors").write_bytes(data)
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   (path / "config.json").write_text(text)

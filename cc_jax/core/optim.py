@@ -22,7 +22,11 @@ LossAndGrads = Callable[..., tuple[tuple[Array, PyTree], PyTree]]
 
 
 def schedule(
-  name: str, lr: float, warmup: int, steps: int, final: float = 0.0
+  name: str,
+  lr: float | int,
+  warmup: int,
+  steps: int,
+  final: float | int = 0.0,
 ) -> Callable:
   """Learning rate as a function of the number of updates already made.
 
@@ -87,14 +91,14 @@ def decay_mask(params: PyTree) -> PyTree:
 
 
 def optimizer(
-  schedule: Callable | float,
+  schedule: Callable | float | int,
   *,
-  b1: float = 0.9,
+  b1: float | int = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
-  weight_decay: float = 0.01,
+  weight_decay: float | int = 0.01,
   decay: str = "all",
-  clip: float | None = 1.0,
+  clip: float | int | None = 1.0,
   mu_dtype: str | None = None,
 ) -> optax.GradientTransformation:
   """AdamW with decoupled weight decay (arXiv:1711.05101, algorithm 2).
@@ -123,6 +127,8 @@ def optimizer(
   if clip is not None and clip <= 0:
     raise ValueError(f"clip={clip} must be above 0; None turns clipping off")
 
+  if not callable(schedule):
+    schedule = optax.constant_schedule(schedule)
   mask = decay_mask if decay == "matrices" and weight_decay else None
   limit = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
   return optax.named_chain(
@@ -138,7 +144,7 @@ def ema_update(
   params: PyTree,
   step: Int[Array, ""] | int,
   *,
-  decay: float,
+  decay: float | int,
   start: int = 0,
   every: int = 1,
   warmup: bool = False,
@@ -166,7 +172,7 @@ def ema_update(
   # shrinks the average by 2e-4.
   rate = jnp.float32(1 - decay)
   if warmup:
-    n = (since // every).astype(jnp.float32)
+    n = jnp.maximum(since // every, 0).astype(jnp.float32)
     rate = jnp.maximum(rate, 9 / (10 + n))
   rate = jnp.where(moves, rate, 0)
 

@@ -6,7 +6,8 @@ Three axes: `data` repeats weights (and may span slices), `fsdp` splits them,
 `data` and `fsdp`. No other file names an axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import math
 import re
 from typing import Any
@@ -161,3 +162,26 @@ def constrain(x: Any) -> Any:
     return x
   layout = PartitionSpec(BATCH, *[None] * (x.ndim - 1))
   return jax.lax.with_sharding_constraint(x, layout)
+
+
+def gather(x: Any) -> Any:
+  """The whole array on every device, when a mesh is set: for results."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+@contextlib.contextmanager
+def use_all_devices(batch_size: int) -> Iterator[Mesh]:
+  """A mesh over all devices for work that is split by example only.
+
+  Raises:
+    ValueError: the batch does not divide over the devices.
+  """
+  mesh = make_mesh()
+  if batch_size % batch_ways(mesh):
+    raise ValueError(
+      f"batch_size={batch_size} does not divide over {mesh.size} devices"
+    )
+  with jax.set_mesh(mesh):
+    yield mesh

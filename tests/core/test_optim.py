@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimiser against torch's, the average and the gradients in closed form."""
+"""The optimiser against torch's; average and gradients in closed form."""
 
 import time
 
@@ -13,9 +13,9 @@ import transformers
 from cc_jax.core import optim
 
 
-def weights(seed=0):
+def weights(seed=0, scale=1.0):
   rng = np.random.default_rng(seed)
-  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  draw = lambda *shape: rng.normal(0, scale, shape).astype(np.float32)
   return {
     "block": {
       "attn": {"kernel": draw(8, 4), "bias": draw(4)},
@@ -43,7 +43,9 @@ def test_adamw_equals_torch_for_twenty_steps(decay):
   theirs = [torch.nn.Parameter(torch.tensor(x)) for x in leaves]
   decayed = [
     p
-    for p, m in zip(theirs, jax.tree.leaves(optim.decay_mask(params)))
+    for p, m in zip(
+      theirs, jax.tree.leaves(optim.decay_mask(params)), strict=True
+    )
     if m or decay == "all"
   ]
   free = [p for p in theirs if not any(p is q for q in decayed)]
@@ -55,12 +57,10 @@ def test_adamw_equals_torch_for_twenty_steps(decay):
 
   for step in range(20):
     # Every other gradient is under the limit, where clipping does nothing.
-    grads = jax.tree.map(
-      lambda x: x * (1.0 if step % 2 else 0.01), weights(step + 1)
-    )
+    grads = weights(step + 1, scale=1.0 if step % 2 else 0.01)
     updates, state = tx.update(grads, state, params)
     params = jax.tree.map(jnp.add, params, updates)
-    for p, g in zip(theirs, jax.tree.leaves(grads)):
+    for p, g in zip(theirs, jax.tree.leaves(grads), strict=True):
       p.grad = torch.tensor(g)
     torch.nn.utils.clip_grad_norm_(theirs, 1.0)
     adam.step()
@@ -95,9 +95,9 @@ def test_a_schedule_ends_at_its_final_fraction_and_stays():
 
 
 def test_wrong_options_are_named():
-  with pytest.raises(ValueError, match="unknown schedule 'cosin'; .*linear"):
+  with pytest.raises(ValueError, match=r"unknown schedule 'cosin'; .*linear"):
     optim.schedule("cosin", 1.0, 0, 10)
-  with pytest.raises(ValueError, match="warmup=10 does not fit .* steps=10"):
+  with pytest.raises(ValueError, match=r"warmup=10 does not fit .* steps=10"):
     optim.schedule("linear", 1.0, 10, 10)
   with pytest.raises(ValueError, match="unknown decay 'kernels'"):
     optim.optimizer(1e-3, decay="kernels")
@@ -196,7 +196,7 @@ def test_gradients_of_half_precision_weights_are_summed_in_float32():
 
 def test_a_batch_that_does_not_divide_is_an_error():
   batch = {"x": jnp.ones((10, 5)), "y": jnp.ones((10, 3))}
-  with pytest.raises(ValueError, match="batch of 10 .* accumulate=4"):
+  with pytest.raises(ValueError, match=r"batch of 10 .* accumulate=4"):
     optim.value_and_grad(quadratic, 4)(
       {"kernel": jnp.ones((5, 3))}, batch, jax.random.key(0)
     )

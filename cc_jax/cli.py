@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cc-jax STAGE --config=configs/NAME.py[:ARG] --workdir=DIR [--config.a.b=1].
+
+Any field of the config is a flag. What a user can get wrong is one line on
+stderr and exit status 2; jax is imported by the stages, so help is quick.
+"""
+
+from collections.abc import Callable, Sequence
+import importlib
+import logging
+import os
+import pathlib
+import sys
+
+import ml_collections
+
+from cc_jax.core import config as configs
+
+# The table of stages: module, then what it does.
+STAGES = {
+  "quickstart": ("cc_jax.quickstart", "all of it, on images that pip brings"),
+  "catalogue": ("cc_jax.stages.catalogue", "images in, by licence"),
+  "caption": ("cc_jax.stages.caption", "a caption for each image"),
+  "encode": ("cc_jax.stages.encode", "images to latents, captions to tokens"),
+  "train": ("cc_jax.stages.train", "trains what the config names"),
+  "sample": ("cc_jax.stages.sample", "prompts to images"),
+  "evaluate": ("cc_jax.stages.evaluate", "how good a checkpoint is"),
+  "export": ("cc_jax.stages.export", "a checkpoint to a diffusers folder"),
+  "bench": ("cc_jax.stages.bench", "speed of the loader and the train step"),
+}
+
+DEFAULTS = {"quickstart": ("configs/quickstart.py:unet", "runs/quickstart")}
+
+USAGE = """\
+cc-jax STAGE --config=configs/NAME.py[:ARG] --workdir=DIR [options]
+
+stages
+{stages}
+
+options
+  --config.any.field=VALUE   sets a field of the config
+  --hosts=N                  one of N processes that work together
+  --help                     this text
+"""
+
+
+def usage() -> str:
+  """The help text."""
+  width = max(map(len, STAGES))
+  lines = (f"  {name:{width}}  {does}" for name, (_, does) in STAGES.items())
+  return USAGE.format(stages="\n".join(lines))
+
+
+def arguments(
+  argv: Sequence[str],
+) -> tuple[str, ml_collections.ConfigDict, str, int]:
+  """(stage, config, workdir, hosts) of a command line.
+
+  Raises:
+    ValueError: whatever is wrong with it, in one line.
+  """
+  stage, *rest = argv
+  if stage not in STAGES:
+    raise configs.unknown("stage", stage, list(STAGES))
+  where, workdir = DEFAULTS.get(stage, (None, None))
+  hosts, fields = 1, []
+  for word in rest:
+    name, equals, value = word.partition("=")
+    if not equals:
+      raise ValueError(f"{word!r}: expected --name=value")
+    if name == "--config":
+      where = value
+    elif name == "--workdir":
+      workdir = value
+    elif name == "--hosts":
+      hosts = configs.parse(value, 1, name)
+    elif name.startswith("--config."):
+      fields.append((name[2:], value))
+    else:
+      choices = ["--config", "--workdir", "--hosts", "--config.any.field"]
+      raise configs.unknown("flag", name, choices)
+  if not where:
+    raise ValueError(f"{stage} needs --config=configs/NAME.py[:ARG]")
+  if not workdir:
+    raise ValueError(f"{stage} needs --workdir=DIR")
+  config = configs.load(where)
+  for name, value in fields:
+    configs.override(config, name, value)
+  workdir = workdir.rstrip("/")
+  configs.resolve(config, workdir)
+  return stage, config.lock(), workdir, hosts
+
+
+def join(hosts: int) -> None:
+  """Starts JAX on one of several hosts.
+
+  Raises:
+    ValueError: fewer or more processes came together than were announced; a
+      pod whose hosts do not find each other would train that many copies.
+  """
+  import jax
+
+  jax.distributed.initialize()
+  if jax.process_count() != hosts:
+    raise ValueError(
+      f"--hosts={hosts}, but {jax.process_count()} processes have joined"
+    )
+
+
+def ours(error: ValueError) -> bool:
+  """Whether this package raised it, and not the code of a library.
+
+  What we raise says what to do; the rest is a bug and keeps its traceback, as
+  everything does with CC_JAX_TRACEBACK=1.
+  """
+  if os.environ.get("CC_JAX_TRACEBACK"):
+    return False
+  trace = error.__traceback__
+  while trace.tb_next:
+    trace = trace.tb_next
+  file = pathlib.Path(trace.tb_frame.f_code.co_filename).resolve()
+  package = pathlib.Path(__file__).resolve().parent
+  return package in file.parents or file.parent.name == "configs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a stage; the exit status is 2 for what a user can put right."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if not argv or {"-h", "--help", "help"} & set(argv):
+    print(usage(), end="")
+    return 0 if argv else 2
+  try:
+    stage, config, workdir, hosts = arguments(argv)
+    if hosts > 1:
+      join(hosts)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    run: Callable = importlib.import_module(STAGES[stage][0]).main
+    run(config, workdir)
+  except ValueError as error:
+    if not ours(error):
+      raise
+    print(f"cc-jax: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("cc-jax: stopped; the same command goes on", file=sys.stderr)
+    return 130
+  return 0

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What code is running: the git revision and the versions of packages."""
+
+import functools
+from importlib import metadata
+import pathlib
+import platform
+import re
+import subprocess
+from typing import Any
+
+import jax
+
+from cc_jax.core import files
+
+_DESCRIBE = ("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+
+
+@functools.cache
+def code() -> dict[str, Any]:
+  """Returns {"revision": ..., "packages": {name: version}}, without hosts.
+
+  The revision is that of the git checkout that holds this package, with
+  "-dirty" when files differ from it, or "" for an installed package. The
+  packages are Python and those that cc_jax requires.
+  """
+  names = {"cc_jax"}
+  for requirement in metadata.requires("cc_jax") or ():
+    if "extra ==" not in requirement:
+      names.add(re.split(r"[^\w.-]", requirement)[0])
+  packages = {"python": platform.python_version()}
+  packages |= {name: metadata.version(name) for name in sorted(names)}
+  return {"revision": _revision(), "packages": packages}
+
+
+def _revision() -> str:
+  root = pathlib.Path(__file__).parents[2]
+  # A package in the site-packages of somebody else's repository is not in it.
+  if not (root / ".git").exists():
+    return ""
+  described = subprocess.run(
+    ["git", "--no-optional-locks", *_DESCRIBE],
+    cwd=root,
+    capture_output=True,
+    text=True,
+  )
+  return described.stdout.strip() if described.returncode == 0 else ""
+
+
+def record(workdir: str, stage: str, config: Any) -> None:
+  """Notes in workdir/config.json what a stage ran with.
+
+  The file holds, for each stage that has run there, the resolved config, the
+  git revision and the package versions. The first process writes it.
+  """
+  if jax.process_index():
+    return
+  path = files.path(workdir) / "config.json"
+  stages = files.read_json(path) if path.exists() else {}
+  # Configs hold tuples, which JSON makes lists.
+  stages[stage] = {"config": config.to_dict(), **code()}
+  files.write_json(path, stages)

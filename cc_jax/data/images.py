@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures from bytes that nobody has checked, and back to bytes.
+
+`decode` gives uint8 RGB `[H W 3]` in sRGB, upright, on white where the file is
+transparent, or raises `ImageError` with one of `REASONS`. Nothing is decoded
+before the header has been judged. The content decides the format; names of
+files are never looked at. Sizes are height first, everywhere.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import functools
+import io
+import math
+import re
+import textwrap
+import threading
+from typing import NamedTuple
+import warnings
+
+from jaxtyping import Int32, UInt8
+import numpy as np
+from PIL import (
+  BmpImagePlugin,
+  ExifTags,
+  GifImagePlugin,
+  Image,
+  ImageCms,
+  ImageDraw,
+  ImageFont,
+  JpegImagePlugin,
+  PngImagePlugin,
+  TiffImagePlugin,
+  WebPImagePlugin,
+)
+
+REASONS = (
+  "empty",  # no bytes
+  "format",  # none of JPEG PNG WebP GIF BMP TIFF, or pixels without a meaning
+  "truncated",  # the file ends too early
+  "corrupt",  # the file contradicts itself
+  "animated",  # more than one frame or page
+  "too_large",  # over max_pixels, or metadata over Pillow's limits
+)
+"""Every `ImageError.reason`."""
+
+MAX_PIXELS = 100_000_000
+"""The largest picture that is decoded by default: 300 MB as RGB."""
+
+
+class ImageError(ValueError):
+  """A picture that is refused; `reason` is one of `REASONS`."""
+
+  def __init__(self, reason: str, detail: str):
+    super().__init__(f"{reason}: {detail}")
+    self.reason = reason
+
+
+class Probe(NamedTuple):
+  """What a header says, once the picture is upright."""
+
+  height: int
+  width: int
+  format: str
+
+
+class Cover(NamedTuple):
+  """A crop, and what SDXL's micro-conditioning says about it."""
+
+  image: UInt8[np.ndarray, "H W 3"]
+  size: Int32[np.ndarray, "2"]  # height, width before resizing
+  crop: Int32[np.ndarray, "2"]  # top, left in pixels after resizing
+
+
+# The classes are called directly: Image.open warns about big pictures with a
+# limit of its own, and reads phones' two-picture JPEGs as animations.
+_FORMATS = (
+  (rb"\xff\xd8\xff", "JPEG", JpegImagePlugin.JpegImageFile),
+  (rb"\x89PNG\r\n\x1a\n", "PNG", PngImagePlugin.PngImageFile),
+  (rb"RIFF(?s:....)WEBP", "WebP", WebPImagePlugin.WebPImageFile),
+  (rb"GIF8[79]a", "GIF", GifImagePlugin.GifImageFile),
+  (rb"BM", "BMP", BmpImagePlugin.BmpImageFile),
+  (rb"II\*\0|MM\0\*", "TIFF", TiffImagePlugin.TiffImageFile),
+)
+_MODES = "1 L P LA PA RGB RGBA RGBX RGBa CMYK YCbCr I;16 I;16L I;16B I;16N"
+_UPRIGHT = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+# warnings.catch_warnings changes the whole process; only one thread may.
+_WARNINGS = threading.Lock()
+
+
+def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Probe:
+  """Reads the size from the header; no pixel is decoded.
+
+  Args:
+    data: a whole file; what follows the header is not looked at.
+    max_pixels: height times width above which the picture is refused.
+
+  Raises:
+    ImageError: with one of `REASONS`, as far as the header gives it away.
+  """
+  picture, name, orientation = _open(data, max_pixels)
+  return Probe(*picture.size[:: 1 if orientation >= 5 else -1], name)
+
+
+def decode(
+  data: bytes,
+  *,
+  at_least: tuple[int, int] | None = None,
+  max_pixels: int = MAX_PIXELS,
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Decodes a picture to upright sRGB, in an array that is not writeable.
+
+  Applied: EXIF orientation, ICC profiles (a broken one is ignored), CMYK and
+  YCCK to RGB, 16 bits scaled to 8, palettes, transparency over white.
+
+  Args:
+    data: a whole file: JPEG, PNG, WebP, GIF, BMP or TIFF, one frame.
+    at_least: height and width that the picture will be reduced to. A JPEG is
+      then decoded at a half, quarter or eighth of its size, several times
+      faster, but not under twice `at_least`: nearer to it, the difference to
+      the full picture's reduction reached 5 grey levels, and so is 0.8.
+    max_pixels: height times width above which the picture is refused.
+
+  Raises:
+    ImageError: with one of `REASONS`.
+  """
+  picture, name, orientation = _open(data, max_pixels)
+  # Pillow reads a TIFF's tags again on loading, and may warn again.
+  with _refusals(), _quiet() if name == "TIFF" else contextlib.nullcontext():
+    if at_least and name == "JPEG":
+      h, w = at_least if orientation < 5 else at_least[::-1]
+      picture.draft(None, (2 * w, 2 * h))
+    picture.load()
+    picture = _rgb(picture)
+    if orientation in _UPRIGHT:
+      picture = picture.transpose(_UPRIGHT[orientation])
+    return np.asarray(picture)
+
+
+def decode_cover(
+  data: bytes,
+  height: int,
+  width: int,
+  *,
+  position: tuple[float, float] = (0.5, 0.5),
+  max_pixels: int = MAX_PIXELS,
+) -> Cover:
+  """`decode` and `resize_cover` at once, with no more pixels than it takes."""
+  size = probe(data, max_pixels=max_pixels)[:2]
+  image = decode(data, at_least=(height, width), max_pixels=max_pixels)
+  return resize_cover(image, height, width, position=position, size=size)
+
+
+def resize_cover(
+  image: UInt8[np.ndarray, "H W 3"],
+  height: int,
+  width: int,
+  *,
+  position: tuple[float, float] = (0.5, 0.5),
+  size: tuple[int, int] | None = None,
+) -> Cover:
+  """Resizes until the frame is just covered (Lanczos) and crops to it.
+
+  Args:
+    image: the picture.
+    height: of the frame.
+    width: of the frame.
+    position: of the crop, 0 top or left, 1 bottom or right.
+    size: the original's height and width where `image` was decoded smaller.
+
+  Returns:
+    The crop with `size` and `crop` as SDXL is conditioned on them (Podell et
+    al. 2023, section 2.2), each height first.
+
+  Raises:
+    ValueError: for an empty frame or a position outside [0, 1].
+  """
+  if min(height, width) < 1 or min(position) < 0 or max(position) > 1:
+    raise ValueError(
+      f"frame {height} x {width} at position={position}; expected sides of at"
+      " least 1 and a position in [0, 1]"
+    )
+  h, w = size or image.shape[:2]
+  scale = max(height / h, width / w)
+  full_h, full_w = max(height, round(h * scale)), max(width, round(w * scale))
+  top = round(position[0] * (full_h - height))
+  left = round(position[1] * (full_w - width))
+  # A picture decoded at an eighth has h/8 rows, the last one in part.
+  reduction = max(1, round(h / image.shape[0]))
+  y, x = h / full_h / reduction, w / full_w / reduction
+  box = (left * x, top * y, (left + width) * x, (top + height) * y)
+  # reducing_gap: three times faster from 2000 to 256, for 0.25 grey levels.
+  picture = Image.fromarray(image).resize(
+    (width, height), Image.Resampling.LANCZOS, box, reducing_gap=2.0
+  )
+  return Cover(np.asarray(picture), np.int32((h, w)), np.int32((top, left)))
+
+
+def _open(data, max_pixels):
+  """The undecoded picture, the name of its format and its EXIF orientation."""
+  if not data:
+    raise ImageError("empty", "0 bytes")
+  known = [row for row in _FORMATS if re.match(row[0], data)]
+  if not known:
+    raise ImageError("format", f"starts with {data[:8]!r}")
+  _, name, opener = known[0]
+  with _refusals(), _quiet():
+    picture = opener(io.BytesIO(data))
+    width, height = picture.size
+    if width * height > max_pixels:
+      raise ImageError(
+        "too_large", f"{height} x {width} is over max_pixels={max_pixels}"
+      )
+    if getattr(picture, "is_animated", False):
+      raise ImageError("animated", f"{name} with more than one frame")
+    if picture.mode not in _MODES.split():
+      raise ImageError("format", f"{name} of mode {picture.mode}")
+    # Pillow turns a TIFF upright itself.
+    return picture, name, 1 if name == "TIFF" else _orientation(picture)
+
+
+def _orientation(picture) -> int:
+  try:
+    tag = picture.getexif().get(ExifTags.Base.Orientation)
+    return tag if tag in _UPRIGHT else 1
+  # Whatever is wrong with the metadata, the picture is not lost for it.
+  except Exception:
+    return 1
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+  """Turns what a decoder raises on hostile bytes into an `ImageError`."""
+  try:
+    yield
+  except ImageError:
+    raise
+  # Decoders raise a dozen types, struct.error and SyntaxError among them.
+  except Exception as error:
+    text = str(error)
+    if re.search("MAX_TEXT|text chunks|decompression bomb", text):
+      reason = "too_large"
+    else:
+      reason = "truncated" if "truncated" in text.lower() else "corrupt"
+    raise ImageError(reason, f"{type(error).__name__}: {text}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Silences Pillow where its warnings are about metadata only."""
+  with _WARNINGS, warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    yield
+
+
+def _rgb(picture):
+  """Any of `_MODES` -> RGB in sRGB, over white."""
+  profile = picture.info.get("icc_profile")
+  transparent = picture.info.get("transparency")
+  if picture.mode.startswith("I;16"):  # convert() would clip at 255
+    wide = np.asarray(picture).astype(np.uint32)
+    grey = (wide * 255 + 32767) // 65535
+    if isinstance(transparent, int):
+      grey[wide == transparent] = 255
+    picture = Image.fromarray(grey.astype(np.uint8))
+  elif transparent is not None or picture.mode in ("LA", "PA", "RGBA", "RGBa"):
+    white = Image.new("RGBA", picture.size, "white")
+    white.alpha_composite(picture.convert("RGBA"))
+    picture = white.convert("RGB")
+  elif picture.mode not in ("L", "RGB", "CMYK"):
+    picture = picture.convert("RGB")
+  to_srgb = _to_srgb(profile, picture.mode) if profile else None
+  if to_srgb:
+    return ImageCms.applyTransform(picture, to_srgb)
+  return picture.convert("RGB")
+
+
+@functools.lru_cache(maxsize=16)
+def _to_srgb(profile: bytes, mode: str):
+  """The transform of a profile, or None where there is nothing to do."""
+  try:
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(source):
+      return None
+    return ImageCms.buildTransform(
+      source, ImageCms.createProfile("sRGB"), mode, "RGB"
+    )
+  # Broken, or of another colour space than the picture: better than no picture.
+  except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+    return None
+
+
+# In units of 64; all but the last two exist on their sides, too.
+_UNITS = """8x32 8x31 8x30 8x29 9x28 9x27 9x26 10x25 10x24 11x23 11x22 12x21
+  12x20 13x19 13x18 14x18 14x17 15x17 15x16 11x21 16x16"""
+_WIDE = [tuple(64 * int(n) for n in b.split("x")) for b in _UNITS.split()]
+_BOTH = _WIDE + [(w, h) for h, w in _WIDE[:-2]]
+PIXART = tuple(sorted(_BOTH, key=lambda frame: frame[0] / frame[1]))
+"""PixArt-alpha's 40 frames (height, width) at 1024, as published."""
+
+
+def buckets(side: int, step: int | None = None) -> tuple[tuple[int, int], ...]:
+  """Lists frames (height, width) of about the area of a square, widest first.
+
+  None has more pixels than the square, so that one compiled shape, padded to
+  the square's tokens, serves them all; none is longer than 4 to 1.
+
+  Args:
+    side: of the square.
+    step: of which heights and widths are multiples: every height, with the
+      largest width that fits. None scales `PIXART`, whose step is 64 at 1024.
+
+  Raises:
+    ValueError: when `side` is not a multiple of `step` (of 128 without one).
+  """
+  if side < 1 or side % (step or 128):
+    raise ValueError(f"side={side} is not a multiple of {step or 128}")
+  if step is None:
+    return tuple((h * side // 1024, w * side // 1024) for h, w in PIXART)
+  heights = range(step, 2 * side + 1, step)
+  frames = [(h, side * side // h // step * step) for h in heights]
+  return tuple(f for f in frames if max(f) <= 4 * min(f))
+
+
+def nearest_bucket(
+  height: int, width: int, table: Sequence[tuple[int, int]]
+) -> int:
+  """The index in `table` of the frame that loses least to the crop.
+
+  Nearest in the logarithm of height over width, so that a picture and the same
+  picture on its side are treated alike; the first of equals.
+  """
+  distances = [abs(math.log(h / w * width / height)) for h, w in table]
+  return distances.index(min(distances))
+
+
+def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+  """Encodes as PNG without metadata: the same pixels give the same bytes."""
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, "PNG", compress_level=6)
+  return file.getvalue()
+
+
+_MARGIN, _GAP, _TILE, _FONT, _LINE = 24, 16, 112, 14, 19  # pixels
+
+
+def grid(
+  images: UInt8[np.ndarray, "N H W 3"],
+  columns: int,
+  labels: Sequence[str] | None = None,
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Lays pictures out in rows on white, each with its label under it.
+
+  Small pictures are enlarged by a whole factor, pixels kept crisp, so that a
+  label finds room; long labels wrap, to three lines at most.
+
+  Raises:
+    ValueError: without images or columns, or with another number of labels.
+  """
+  count, height, width = images.shape[:3]
+  if not count or columns < 1:
+    raise ValueError(f"grid of {count} images in {columns} columns; give both")
+  if labels is not None and len(labels) != count:
+    raise ValueError(f"{len(labels)} labels for {count} images; give as many")
+  factor = max(1, math.ceil(_TILE / width))
+  height, width, columns = height * factor, width * factor, min(columns, count)
+  font = ImageFont.load_default(_FONT)
+  letters = int(width / font.getlength("n"))
+  texts = [
+    textwrap.wrap(label, letters, max_lines=3, placeholder="…")
+    for label in labels or [""] * count
+  ]
+  # A row is as high as its longest label needs.
+  lines = [max(map(len, texts[i:][:columns])) for i in range(0, count, columns)]
+  rows = [height + (_LINE * n + 6 if n else 0) for n in lines]
+  across = 2 * _MARGIN + columns * (width + _GAP) - _GAP
+  down = 2 * _MARGIN + sum(rows) + _GAP * (len(rows) - 1)
+  sheet = Image.new("RGB", (across, down), "white")
+  draw = ImageDraw.Draw(sheet)
+  for i, text in enumerate(texts):
+    row, column = divmod(i, columns)
+    x = _MARGIN + column * (width + _GAP)
+    y = _MARGIN + sum(rows[:row]) + row * _GAP
+    tile = Image.fromarray(images[i])
+    tile = tile.resize((width, height), Image.Resampling.NEAREST)
+    sheet.paste(tile, (x, y))
+    # A hairline keeps pictures with a white ground apart from the sheet.
+    draw.rectangle((x - 1, y - 1, x + width, y + height), outline="#dddddd")
+    for n, line in enumerate(text):
+      middle = (x + width / 2, y + height + 5 + n * _LINE)
+      draw.text(middle, line, font=font, fill="#333333", anchor="ma")
+  return np.asarray(sheet)

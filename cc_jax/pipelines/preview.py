@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a model while it is trained."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import UInt8
+import ml_collections
+import numpy as np
+
+from cc_jax.core import sharding, tree
+from cc_jax.data import images
+from cc_jax.models import hub
+from cc_jax.pipelines import text_to_image
+
+Preview = Callable[[dict[str, Any], dict[str, np.ndarray]], Any]
+
+
+def make(config: ml_collections.ConfigDict) -> Preview:
+  """`preview(params, batch) -> picture` for the task of a config."""
+  if config.train.task == "autoencoder":
+    return _reconstructions(config)
+  return _samples(config)
+
+
+def to_bytes(images_: Any) -> UInt8[np.ndarray, "N H W 3"]:
+  """Images in [0, 1] as bytes, rounded to nearest."""
+  return np.round(np.asarray(images_) * 255).astype(np.uint8)
+
+
+def _samples(config: ml_collections.ConfigDict) -> Preview:
+  """A grid of samples, one row a prompt, always from the same noise."""
+  options = config.sample
+  prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
+  made: list[Any] = []
+
+  def preview(params, batch):
+    del batch
+    if not made:
+      model = text_to_image.make(config, params)
+      run = text_to_image.sampler(
+        model,
+        name=options.sampler,
+        steps=options.steps,
+        rescale=options.rescale,
+      )
+      made.extend((model, run))
+    model, run = made
+    found = text_to_image.generate(
+      model._replace(params={**model.params, **params}),
+      run,
+      prompts,
+      size=options.size,
+      seed=config.seed,
+      guidance=options.guidance,
+      batch_size=options.batch_size,
+    )
+    return images.grid(to_bytes(found), options.each, labels=prompts)
+
+  return preview
+
+
+def _reconstructions(config: ml_collections.ConfigDict) -> Preview:
+  """Images above what the autoencoder makes of them."""
+  structure, _ = hub.structure(
+    "autoencoder",
+    hub.config(config.model.vae, "autoencoder"),
+    dtype=config.train.dtype,
+  )
+
+  @jax.jit
+  def reconstruct(params, pixels):
+    vae = tree.merge(structure, params["vae"])
+    x = vae.decode(vae.encode(pixels.astype(jnp.float32) / 127.5 - 1)[0])
+    x = jnp.clip(x.astype(jnp.float32) / 2 + 0.5, 0, 1)
+    return sharding.gather(x)
+
+  def preview(params, batch):
+    pixels = batch["image"][:8]
+    found = to_bytes(reconstruct(params, pixels))
+    return images.grid(np.concatenate([pixels, found]), len(pixels))
+
+  return preview

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts to images."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
+import ml_collections
+import numpy as np
+
+from cc_jax.core import checkpoint, sharding, tree
+from cc_jax.data import tokenize
+from cc_jax.diffusion import samplers
+from cc_jax.diffusion import schedule as schedules
+from cc_jax.models import hub
+
+
+class Model(NamedTuple):
+  """A text-to-image model: networks, their weights, and how they are used.
+
+  Attributes:
+    structures: of "unet", "text" and "vae".
+    params: the weights of each.
+    configs: of each.
+    tokenizer: from data/tokenize.py.
+    schedule: that it was trained with.
+    prediction: what its U-Net outputs.
+  """
+
+  structures: dict[str, tree.Structure]
+  params: dict[str, Any]
+  configs: dict[str, Any]
+  tokenizer: Any
+  schedule: schedules.Schedule
+  prediction: str
+
+
+def make(
+  config: ml_collections.ConfigDict, params: dict[str, Any] | None = None
+) -> Model:
+  """The model of a config.
+
+  Args:
+    config: of the run that trained it.
+    params: its weights: those of a train state; None reads the checkpoint that
+      `config.sample` names.
+
+  Raises:
+    ValueError: there is no such checkpoint, or it is of another model.
+  """
+  tokenizer = tokenize.load(config.model.tokenizer)
+  vae = hub.load(config.model.vae, "autoencoder")
+  text = hub.open(config.model.text, "clip_text", tokenize.ids(tokenizer))
+  configs = {
+    "unet": hub.config(config.model.unet, "unet"),
+    "text": text.config,
+    "vae": vae.config,
+  }
+  kinds = {"unet": "unet", "text": "clip_text", "vae": "autoencoder"}
+  made = {
+    name: hub.structure(kind, configs[name], dtype=config.train.dtype)
+    for name, kind in kinds.items()
+  }
+  if params is None:
+    trained = (
+      ["unet", "text"] if config.latent_diffusion.train_text else ["unet"]
+    )
+    params = checkpoint.load(
+      config.train.checkpoints,
+      config.sample.part,
+      {name: made[name][1] for name in trained},
+      None if config.sample.step < 0 else config.sample.step,
+    )
+  params = {"vae": vae.params, "text": text.params, **params}
+  return Model(
+    structures={name: structure for name, (structure, _) in made.items()},
+    params=params,
+    configs=configs,
+    tokenizer=tokenizer,
+    schedule=schedules.Schedule(**config.model.schedule),
+    prediction=config.model.prediction,
+  )
+
+
+def sampler(
+  model: Model, *, name: str, steps: int, rescale: float = 0.0
+) -> Callable[..., jax.Array]:
+  """A compiled function from tokens and noise to images.
+
+  Returns:
+    `(params, tokens, empty, xt, guidance, key) -> images`: tokens [B T],
+    empty [T], xt [B H W C] standard normal, images [B H W 3] in [0, 1].
+
+  Raises:
+    ValueError: unknown sampler, or steps that it cannot make.
+  """
+  run = samplers.by_name(name)
+
+  @jax.jit
+  def sample(params, tokens, empty, xt, guidance, key):
+    modules = {
+      part: tree.merge(model.structures[part], params[part])
+      for part in model.structures
+    }
+
+    def context(tokens):
+      return modules["text"](tokens).hidden
+
+    denoise = samplers.guided(
+      lambda xt, t, context: modules["unet"](
+        sharding.constrain(xt), t, context
+      ),
+      context(tokens),
+      context(jnp.broadcast_to(empty, tokens.shape)),
+      guidance,
+      rescale,
+    )
+    z = run(
+      denoise,
+      sharding.constrain(xt),
+      model.schedule,
+      steps=steps,
+      prediction=model.prediction,
+      key=key,
+    )
+    x = modules["vae"].decode(z / model.configs["vae"].scaling_factor)
+    x = jnp.clip(x.astype(jnp.float32) / 2 + 0.5, 0, 1)
+    return sharding.gather(x)
+
+  return sample
+
+
+def noise(
+  key: PRNGKeyArray, indices: Sequence[int], shape: Sequence[int]
+) -> Float[jax.Array, "B H W C"]:
+  """Standard normal latents; image i's depend on key and i alone."""
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(indices))
+  return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+
+
+def generate(
+  model: Model,
+  run: Callable[..., jax.Array],
+  prompts: Sequence[str],
+  *,
+  size: int,
+  seed: int = 0,
+  guidance: float = 3.0,
+  batch_size: int = 16,
+  xt: Float[Any, "N H W C"] | None = None,
+  progress: Callable[[int], Any] = lambda count: None,
+) -> Float[np.ndarray, "N Y X 3"]:
+  """Makes an image for each prompt.
+
+  Image i depends on the seed, i and its prompt, not on the batch it is in
+  (with ddpm, whose noise on the way is a batch's, on that too).
+
+  Args:
+    model: from `make`.
+    run: from `sampler`; the second call with it compiles nothing.
+    prompts: N captions.
+    size: pixels a side.
+    seed: of the noise.
+    guidance: how far beyond the caption's prediction to go; 1 for none.
+    batch_size: images at once.
+    xt: the noise to start from, instead of the seed's.
+    progress: called with the number of images made.
+
+  Returns:
+    Images in [0, 1].
+
+  Raises:
+    ValueError: no prompt, or a size that the autoencoder cannot make.
+  """
+  factor = model.configs["vae"].factor
+  if not prompts:
+    raise ValueError("no prompts; give at least one")
+  if size % factor:
+    raise ValueError(f"size={size} does not divide by {factor}")
+  side, channels = size // factor, model.configs["vae"].latent_channels
+  length = model.configs["text"].positions
+  ids, _ = tokenize.encode(model.tokenizer, ["", *prompts], length)
+  empty, ids = ids[0], ids[1:]
+  key = jax.random.key(seed)
+  result = []
+  for start in range(0, len(prompts), batch_size):
+    # The last batch is filled up, so that there is one compiled shape.
+    rows = np.arange(start, start + batch_size)
+    taken = np.minimum(rows, len(prompts) - 1)
+    if xt is None:
+      begin = noise(key, taken, (side, side, channels))
+    else:
+      begin = jnp.asarray(xt)[taken]
+    key_batch = jax.random.fold_in(jax.random.key(seed + 1), start)
+    images = run(
+      model.params, ids[taken], empty, begin, jnp.float32(guidance), key_batch
+    )
+    done = min(batch_size, len(prompts) - start)
+    result.append(np.asarray(images)[:done])
+    progress(done)
+  return np.concatenate(result)

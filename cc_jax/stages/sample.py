@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cc-jax sample: prompts to a labelled grid of images."""
+
+import ml_collections
+import numpy as np
+
+from cc_jax.core import files, log, sharding, versions
+from cc_jax.data import images
+from cc_jax.pipelines import preview, text_to_image
+
+
+def main(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
+  """Writes `config.sample.picture`; one row a prompt.
+
+  Returns:
+    The images, [prompts * each, H, W, 3] in [0, 1].
+
+  Raises:
+    ValueError: no checkpoint, no prompts, or a sampler that does not exist.
+  """
+  options = config.sample
+  prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
+  model = text_to_image.make(config)
+  run = text_to_image.sampler(
+    model, name=options.sampler, steps=options.steps, rescale=options.rescale
+  )
+  log.announce(
+    "sample",
+    f"{len(prompts)} images of {options.size} pixels, "
+    f"{options.sampler} {options.steps} steps, guidance {options.guidance}",
+  )
+  versions.record(workdir, "sample", config)
+  with (
+    sharding.use_all_devices(options.batch_size),
+    log.progress(len(prompts), "sample", "images") as progress,
+  ):
+    found = text_to_image.generate(
+      model,
+      run,
+      prompts,
+      size=options.size,
+      seed=config.seed,
+      guidance=options.guidance,
+      batch_size=options.batch_size,
+      progress=progress,
+    )
+  if log.is_first():
+    grid = images.grid(preview.to_bytes(found), options.each, labels=prompts)
+    files.write_atomic(options.picture, images.encode_png(grid))
+  log.announce("sample", f"{len(found)} images -> {options.picture}")
+  return found

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every field that a stage reads, with the values of Stable Diffusion 2 at 256.
+
+A run's own config starts from here and sets what it decides. In any string,
+{workdir} is the folder given by --workdir.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  if arg:
+    raise ValueError(f"configs/base.py takes no argument, got {arg!r}")
+  config = ConfigDict()
+  config.seed = 17
+  config.name = "images"  # The first part of the names of data files.
+
+  config.catalogue = ConfigDict()
+  config.catalogue.source = ""  # A folder of images with metadata.jsonl.
+  config.catalogue.folder = "{workdir}/catalogue"
+  config.catalogue.collection = "commercial"  # Or "non-commercial".
+  config.catalogue.licence = ""  # For rows that state none: an id or a URL.
+  config.catalogue.min_side = 256  # Smaller images are left out.
+  config.catalogue.max_pixels = 2**27  # Larger ones are not decoded.
+  config.catalogue.records_per_shard = 4096
+  config.catalogue.columns = ConfigDict(  # Ours: the name in the source.
+    dict(
+      file="file_name",
+      title="title",
+      author="author",
+      tags="usertags",
+      licence_url="licenseurl",
+      licence_name="licensename",
+      page_url="pageurl",
+      sha256="sha256",
+      split="split",
+    )
+  )
+
+  config.caption = ConfigDict()
+  config.caption.images = "{workdir}/catalogue"
+  config.caption.folder = "{workdir}/captions"
+  config.caption.name = "title"  # The feature is called caption_title.
+  config.caption.templates = ("a photo of {title}",)
+  config.caption.vocabulary = 0  # Over 0: a tokenizer is trained on them.
+
+  config.encode = ConfigDict()
+  config.encode.images = "{workdir}/catalogue"
+  config.encode.captions = "{workdir}/captions"
+  config.encode.caption = "caption_title"
+  config.encode.folder = "{workdir}/latents"
+  config.encode.size = 256
+  config.encode.tokens = 77
+  config.encode.batch_size = 64
+
+  # A network is a preset ("SD2"), a row of models/hub.py ("sd2/vae"), a
+  # folder, or a group of fields. Rows and folders bring their weights.
+  config.model = ConfigDict(type_safe=False)  # A group may be a name.
+  config.model.unet = "SD2"
+  config.model.text = "sd2/text"
+  config.model.vae = "sd2/vae"
+  config.model.tokenizer = "sd2/tokenizer"
+  config.model.prediction = "eps"  # Or "v", "x0".
+  config.model.schedule = ConfigDict(
+    dict(
+      kind="scaled_linear",
+      beta_start=0.00085,
+      beta_end=0.012,
+      steps=1000,
+      zero_snr=False,
+    )
+  )
+
+  config.train = ConfigDict()
+  config.train.task = "latent_diffusion"
+  config.train.folders = ("{workdir}/latents",)  # Aligned dataset folders.
+  config.train.split = "train"
+  config.train.checkpoints = "{workdir}/checkpoints"
+  config.train.init = ""  # An exported folder to start from.
+  config.train.steps = 550_000
+  config.train.batch_size = 2048
+  config.train.accumulate = 1
+  config.train.lr = 1e-4
+  config.train.schedule = "constant"  # Or "cosine", "linear".
+  config.train.warmup = 10_000
+  config.train.b1 = 0.9
+  config.train.b2 = 0.999
+  config.train.eps = 1e-8
+  config.train.weight_decay = 0.01
+  config.train.decay = "matrices"  # Or "all", as the paper's code does.
+  config.train.clip = 1.0  # Largest norm of the gradient; 0 for no limit.
+  config.train.ema_decay = 0.9999
+  config.train.ema_start = 0
+  config.train.ema_warmup = False
+  config.train.dtype = "bfloat16"  # Of the computation; weights are float32.
+  config.train.remat = "none"  # Or "dots", "full".
+  config.train.log_every = 50
+  config.train.checkpoint_every = 1000
+  config.train.keep = 3
+  config.train.preview_every = 5000
+  config.train.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+
+  config.latent_diffusion = ConfigDict()
+  config.latent_diffusion.train_text = False
+  config.latent_diffusion.drop_caption = 0.1
+  config.latent_diffusion.offset_noise = 0.0
+  config.latent_diffusion.min_snr_gamma = 0.0  # 0 for plain squared error.
+  config.latent_diffusion.stratified = False
+
+  config.autoencoder = ConfigDict()
+  config.autoencoder.size = 256
+  config.autoencoder.kl_weight = 1e-6
+  config.autoencoder.lpips_weight = 0.0
+  config.autoencoder.lpips = ""  # A file of LPIPS weights.
+
+  config.sample = ConfigDict()
+  config.sample.prompts = ("a photo of a dog", "a photo of a cat")
+  config.sample.each = 4  # Images a prompt.
+  config.sample.sampler = "dpm_solver_pp"
+  config.sample.steps = 20
+  config.sample.guidance = 3.0
+  config.sample.rescale = 0.0
+  config.sample.size = 256
+  config.sample.batch_size = 16
+  config.sample.part = "ema"  # Or "params".
+  config.sample.step = -1  # A checkpoint; -1 for the latest.
+  config.sample.picture = "{workdir}/samples.png"
+
+  config.evaluate = ConfigDict()
+  config.evaluate.metrics = "{workdir}/metrics.json"
+  config.evaluate.split = "validation"
+  config.evaluate.batch_size = 64
+  config.evaluate.images = "{workdir}/catalogue"  # Real ones, with titles.
+  config.evaluate.recognise = ConfigDict()
+  config.evaluate.recognise.each = 0  # Images a title; 0 for none.
+  config.evaluate.recognise.templates = ("a photo of {title}",)
+  config.evaluate.recognise.side = 8  # Pixels a side that are compared.
+
+  config.export = ConfigDict()
+  config.export.folder = "{workdir}/export"
+  return config

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs what tests need and runs them: `test.sh` all but the slow ones,
+# `test.sh slow` all. Further arguments go to pytest.
+source "$(dirname "$0")/setup.sh" test,quickstart
+if [ "${1:-}" = slow ]; then
+  shift
+  set -- --slow "$@"
+fi
+exec python -m pytest "$@"
