@@ -91,8 +91,8 @@ def arguments(
   return stage, config.lock(), workdir, hosts
 
 
-def join(hosts: int) -> None:
-  """Starts JAX on one of several hosts.
+def start(config: ml_collections.ConfigDict, hosts: int) -> None:
+  """Starts JAX, on one of several hosts if there are.
 
   Raises:
     ValueError: fewer or more processes came together than were announced; a
@@ -100,6 +100,10 @@ def join(hosts: int) -> None:
   """
   import jax
 
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+  if hosts == 1:
+    return
   jax.distributed.initialize()
   if jax.process_count() != hosts:
     raise ValueError(
@@ -131,14 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if argv else 2
   try:
     stage, config, workdir, hosts = arguments(argv)
-    if hosts > 1:
-      join(hosts)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    start(config, hosts)
     run: Callable = importlib.import_module(STAGES[stage][0]).main
     run(config, workdir)
   except ValueError as error:
     if not ours(error):
       raise
+    print(f"cc-jax: {error}", file=sys.stderr)
+    return 2
+  except FloatingPointError as error:
     print(f"cc-jax: {error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:

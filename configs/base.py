@@ -13,6 +13,7 @@ def get_config(arg: str = "") -> ConfigDict:
     raise ValueError(f"configs/base.py takes no argument, got {arg!r}")
   config = ConfigDict()
   config.seed = 17
+  config.cpu_devices = 1  # Where there is no accelerator: parts of a batch.
   config.name = "images"  # The first part of the names of data files.
 
   config.catalogue = ConfigDict()

@@ -40,6 +40,8 @@ def get_config(arg: str = "unet") -> ConfigDict:
     )
   config = base.get_config()
   config.name = "digits"
+  # XLA's convolutions use one core each, so a batch is split over two devices.
+  config.cpu_devices = 2
   config.encode.size = config.sample.size = config.autoencoder.size = 16
   config.encode.tokens = 16
   config.train.dtype = "float32"

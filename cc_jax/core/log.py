@@ -31,9 +31,14 @@ PATIENCE = 30.0
 UPLOAD = 60.0
 
 
+def is_first() -> bool:
+  """Whether this is process 0, which speaks and writes for all."""
+  return jax.process_index() == 0
+
+
 def say(text: str) -> None:
   """Prints a line, on process 0, above any progress bar."""
-  if jax.process_index() == 0:
+  if is_first():
     tqdm.tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 

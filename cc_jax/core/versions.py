@@ -9,8 +9,6 @@ import re
 import subprocess
 from typing import Any
 
-import jax
-
 from cc_jax.core import files
 
 _DESCRIBE = ("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
@@ -53,6 +51,9 @@ def record(workdir: str, stage: str, config: Any) -> None:
   The file holds, for each stage that has run there, the resolved config, the
   git revision and the package versions. The first process writes it.
   """
+  # Late, since passes over data need no jax but the code's version.
+  import jax
+
   if jax.process_index():
     return
   path = files.path(workdir) / "config.json"

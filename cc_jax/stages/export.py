@@ -129,7 +129,7 @@ def card(config: ml_collections.ConfigDict) -> str:
   """The model card: what it learned from, by licence."""
   rows: dict[str, int] = {}
   for name in config.train.folders:
-    for licence, count in shards.open(name).provenance["licences"].items():
+    for licence, count in shards.open(name).provenance["counts"]["licences"].items():
       rows[licence] = rows.get(licence, 0) + count
   lines = "\n".join(f"| {name} | {n:,} |" for name, n in sorted(rows.items()))
   sample = config.sample

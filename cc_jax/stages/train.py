@@ -105,6 +105,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> State:
       transform=task.transform,
       place=place,
     )
+    stack.callback(batches.close)
     log.announce(
       "train",
       f"{options.task} from {origin}, to step {options.steps:,}, batches of "
