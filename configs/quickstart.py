@@ -110,9 +110,9 @@ def unet(config: ConfigDict) -> ConfigDict:
   config.sample.prompts = tuple(f"a handwritten {word}" for word in WORDS)
   config.sample.each = 8
   config.sample.guidance = 1.5
-  config.sample.batch_size = 80
+  config.sample.batch_size = 100
 
-  config.evaluate.batch_size = 125
+  config.evaluate.batch_size = 100
   config.evaluate.recognise.each = 50
   config.evaluate.recognise.templates = HELD_OUT
 

@@ -25,6 +25,12 @@ def make(config: ml_collections.ConfigDict) -> Preview:
   return _samples(config)
 
 
+def arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What `config.sample` says to `text_to_image.generate`."""
+  names = ("size", "sampler", "steps", "guidance", "rescale", "batch_size")
+  return {name: config.sample[name] for name in names}
+
+
 def to_bytes(images_: Any) -> UInt8[np.ndarray, "N H W 3"]:
   """Images in [0, 1] as bytes, rounded to nearest."""
   return np.round(np.asarray(images_) * 255).astype(np.uint8)
@@ -34,28 +40,18 @@ def _samples(config: ml_collections.ConfigDict) -> Preview:
   """A grid of samples, one row a prompt, always from the same noise."""
   options = config.sample
   prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
-  made: list[Any] = []
+  made: list[text_to_image.Model] = []
 
   def preview(params, batch):
     del batch
     if not made:
-      model = text_to_image.make(config, params)
-      run = text_to_image.sampler(
-        model,
-        name=options.sampler,
-        steps=options.steps,
-        rescale=options.rescale,
-      )
-      made.extend((model, run))
-    model, run = made
+      made.append(text_to_image.make(config, params))
+    model = made[0]
     found = text_to_image.generate(
       model._replace(params={**model.params, **params}),
-      run,
       prompts,
-      size=options.size,
       seed=config.seed,
-      guidance=options.guidance,
-      batch_size=options.batch_size,
+      **arguments(config),
     )
     return images.grid(to_bytes(found), options.each, labels=prompts)
 

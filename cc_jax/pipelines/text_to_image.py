@@ -2,6 +2,7 @@
 """Prompts to images."""
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,25 +17,43 @@ from cc_jax.diffusion import samplers
 from cc_jax.diffusion import schedule as schedules
 from cc_jax.models import hub
 
+KINDS = {"unet": "unet", "text": "clip_text", "vae": "autoencoder"}
 
-class Model(NamedTuple):
-  """A text-to-image model: networks, their weights, and how they are used.
+
+class Design(NamedTuple):
+  """All of a model that is not an array; compiled functions depend on it.
 
   Attributes:
-    structures: of "unet", "text" and "vae".
-    params: the weights of each.
-    configs: of each.
-    tokenizer: from data/tokenize.py.
-    schedule: that it was trained with.
-    prediction: what its U-Net outputs.
+    unet: structure of the denoiser.
+    text: of the text tower.
+    vae: of the autoencoder.
+    scaling_factor: of its latents.
+    schedule: that the U-Net was trained with.
+    prediction: what the U-Net outputs.
   """
 
-  structures: dict[str, tree.Structure]
+  unet: tree.Structure
+  text: tree.Structure
+  vae: tree.Structure
+  scaling_factor: float
+  schedule: schedules.Schedule
+  prediction: str
+
+
+class Model(NamedTuple):
+  """A text-to-image model.
+
+  Attributes:
+    design: how its networks work together.
+    params: the weights of "unet", "text" and "vae".
+    configs: of each.
+    tokenizer: from data/tokenize.py.
+  """
+
+  design: Design
   params: dict[str, Any]
   configs: dict[str, Any]
   tokenizer: Any
-  schedule: schedules.Schedule
-  prediction: str
 
 
 def make(
@@ -58,74 +77,68 @@ def make(
     "text": text.config,
     "vae": vae.config,
   }
-  kinds = {"unet": "unet", "text": "clip_text", "vae": "autoencoder"}
   made = {
-    name: hub.structure(kind, configs[name], dtype=config.train.dtype)
-    for name, kind in kinds.items()
+    name: hub.structure(KINDS[name], part, dtype=config.train.dtype)
+    for name, part in configs.items()
   }
   if params is None:
-    trained = (
-      ["unet", "text"] if config.latent_diffusion.train_text else ["unet"]
-    )
+    trains_text = config.latent_diffusion.train_text
+    trained = ("unet", "text") if trains_text else ("unet",)
     params = checkpoint.load(
       config.train.checkpoints,
       config.sample.part,
       {name: made[name][1] for name in trained},
       None if config.sample.step < 0 else config.sample.step,
     )
-  params = {"vae": vae.params, "text": text.params, **params}
-  return Model(
-    structures={name: structure for name, (structure, _) in made.items()},
-    params=params,
-    configs=configs,
-    tokenizer=tokenizer,
+  design = Design(
+    **{name: structure for name, (structure, _) in made.items()},
+    scaling_factor=vae.config.scaling_factor,
     schedule=schedules.Schedule(**config.model.schedule),
     prediction=config.model.prediction,
   )
+  params = {"vae": vae.params, "text": text.params, **params}
+  return Model(design, params, configs, tokenizer)
 
 
-def sampler(
-  model: Model, *, name: str, steps: int, rescale: float = 0.0
+@functools.cache
+def compiled(
+  design: Design, sampler: str, steps: int, rescale: float
 ) -> Callable[..., jax.Array]:
-  """A compiled function from tokens and noise to images.
+  """The function from tokens and noise to images, compiled when first called.
+
+  Kept, so that a later call for the same design compiles nothing.
 
   Returns:
     `(params, tokens, empty, xt, guidance, key) -> images`: tokens [B T],
     empty [T], xt [B H W C] standard normal, images [B H W 3] in [0, 1].
 
   Raises:
-    ValueError: unknown sampler, or steps that it cannot make.
+    ValueError: unknown sampler.
   """
-  run = samplers.by_name(name)
+  run = samplers.by_name(sampler)
 
   @jax.jit
   def sample(params, tokens, empty, xt, guidance, key):
-    modules = {
-      part: tree.merge(model.structures[part], params[part])
-      for part in model.structures
-    }
-
-    def context(tokens):
-      return modules["text"](tokens).hidden
-
+    unet, text, vae = (
+      tree.merge(structure, params[name])
+      for name, structure in zip(KINDS, design, strict=False)
+    )
     denoise = samplers.guided(
-      lambda xt, t, context: modules["unet"](
-        sharding.constrain(xt), t, context
-      ),
-      context(tokens),
-      context(jnp.broadcast_to(empty, tokens.shape)),
+      lambda xt, t, context: unet(sharding.constrain(xt), t, context),
+      text(tokens).hidden,
+      text(jnp.broadcast_to(empty, tokens.shape)).hidden,
       guidance,
       rescale,
     )
     z = run(
       denoise,
       sharding.constrain(xt),
-      model.schedule,
+      design.schedule,
       steps=steps,
-      prediction=model.prediction,
+      prediction=design.prediction,
       key=key,
     )
-    x = modules["vae"].decode(z / model.configs["vae"].scaling_factor)
+    x = vae.decode(z / design.scaling_factor)
     x = jnp.clip(x.astype(jnp.float32) / 2 + 0.5, 0, 1)
     return sharding.gather(x)
 
@@ -142,12 +155,14 @@ def noise(
 
 def generate(
   model: Model,
-  run: Callable[..., jax.Array],
   prompts: Sequence[str],
   *,
   size: int,
   seed: int = 0,
+  sampler: str = "dpm_solver_pp",
+  steps: int = 20,
   guidance: float = 3.0,
+  rescale: float = 0.0,
   batch_size: int = 16,
   xt: Float[Any, "N H W C"] | None = None,
   progress: Callable[[int], Any] = lambda count: None,
@@ -159,11 +174,13 @@ def generate(
 
   Args:
     model: from `make`.
-    run: from `sampler`; the second call with it compiles nothing.
     prompts: N captions.
     size: pixels a side.
     seed: of the noise.
+    sampler: one of diffusion/samplers.py.
+    steps: of the sampler.
     guidance: how far beyond the caption's prediction to go; 1 for none.
+    rescale: see `samplers.guided`.
     batch_size: images at once.
     xt: the noise to start from, instead of the seed's.
     progress: called with the number of images made.
@@ -172,13 +189,15 @@ def generate(
     Images in [0, 1].
 
   Raises:
-    ValueError: no prompt, or a size that the autoencoder cannot make.
+    ValueError: no prompt, a size that the autoencoder cannot make, or a
+      sampler that does not exist or cannot make these steps.
   """
   factor = model.configs["vae"].factor
   if not prompts:
     raise ValueError("no prompts; give at least one")
   if size % factor:
     raise ValueError(f"size={size} does not divide by {factor}")
+  run = compiled(model.design, sampler, steps, rescale)
   side, channels = size // factor, model.configs["vae"].latent_channels
   length = model.configs["text"].positions
   ids, _ = tokenize.encode(model.tokenizer, ["", *prompts], length)

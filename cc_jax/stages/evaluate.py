@@ -11,7 +11,7 @@ import numpy as np
 from cc_jax.core import checkpoint, files, log, sharding, versions
 from cc_jax.data import aligned, images, shards
 from cc_jax.metrics import recognition
-from cc_jax.pipelines import text_to_image
+from cc_jax.pipelines import preview, text_to_image
 from cc_jax.tasks import task as tasks
 
 
@@ -82,7 +82,7 @@ def recognise(config: ml_collections.ConfigDict) -> dict[str, float]:
   The prompts are templates that were not trained on. The same classifier's
   share of held-out real images says how good a judge it is.
   """
-  options, sample = config.evaluate.recognise, config.sample
+  options = config.evaluate.recognise
   real, titles = real_images(config, config.train.split)
   judge = recognition.fit(real, titles, options.side)
   held_out, held_titles = real_images(config, config.evaluate.split)
@@ -92,18 +92,12 @@ def recognise(config: ml_collections.ConfigDict) -> dict[str, float]:
     for i, title in enumerate(labels)
   ]
   model = text_to_image.make(config)
-  run = text_to_image.sampler(
-    model, name=sample.sampler, steps=sample.steps, rescale=sample.rescale
-  )
   with log.progress(len(prompts), "evaluate", "images") as progress:
     made = text_to_image.generate(
       model,
-      run,
       prompts,
-      size=sample.size,
       seed=config.seed + 1,
-      guidance=sample.guidance,
-      batch_size=config.evaluate.batch_size,
+      **preview.arguments(config),
       progress=progress,
     )
   share = lambda images_, names: recognition.recognised(

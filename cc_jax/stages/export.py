@@ -65,11 +65,10 @@ def pipeline(
   sample = config.sample
   samplers.by_name(sample.sampler)
   model = text_to_image.make(config)
-  kinds = {"unet": "unet", "text": "clip_text", "vae": "autoencoder"}
   folders = {"unet": "unet", "text": "text_encoder", "vae": "vae"}
   side = sample.size // model.configs["vae"].factor
   sizes = {"unet": side, "vae": sample.size}
-  for part, kind in kinds.items():
+  for part, kind in text_to_image.KINDS.items():
     part_config = model.configs[part]
     if part in sizes:
       # What a pipeline samples at when it is not told.
@@ -77,7 +76,7 @@ def pipeline(
     hub.save(f"{folder}/{folders[part]}", kind, part_config, model.params[part])
   tokenize.save(model.tokenizer, f"{folder}/tokenizer")
   recipe = scheduler_config.write(
-    sample.sampler, model.schedule, prediction=model.prediction
+    sample.sampler, model.design.schedule, prediction=model.design.prediction
   )
   files.write_json(
     f"{folder}/scheduler/scheduler_config.json",
@@ -88,7 +87,7 @@ def pipeline(
   files.write_json(
     f"{folder}/model_index.json", {**INDEX, "scheduler": scheduler}
   )
-  return {part: tree.count(model.params[part]) for part in kinds}
+  return {part: tree.count(model.params[part]) for part in text_to_image.KINDS}
 
 
 def autoencoder(
@@ -129,7 +128,9 @@ def card(config: ml_collections.ConfigDict) -> str:
   """The model card: what it learned from, by licence."""
   rows: dict[str, int] = {}
   for name in config.train.folders:
-    for licence, count in shards.open(name).provenance["counts"]["licences"].items():
+    for licence, count in (
+      shards.open(name).provenance["counts"]["licences"].items()
+    ):
       rows[licence] = rows.get(licence, 0) + count
   lines = "\n".join(f"| {name} | {n:,} |" for name, n in sorted(rows.items()))
   sample = config.sample

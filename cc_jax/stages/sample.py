@@ -21,9 +21,6 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
   options = config.sample
   prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
   model = text_to_image.make(config)
-  run = text_to_image.sampler(
-    model, name=options.sampler, steps=options.steps, rescale=options.rescale
-  )
   log.announce(
     "sample",
     f"{len(prompts)} images of {options.size} pixels, "
@@ -36,12 +33,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
   ):
     found = text_to_image.generate(
       model,
-      run,
       prompts,
-      size=options.size,
       seed=config.seed,
-      guidance=options.guidance,
-      batch_size=options.batch_size,
+      **preview.arguments(config),
       progress=progress,
     )
   if log.is_first():
