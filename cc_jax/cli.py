@@ -6,6 +6,8 @@ stderr and exit status 2; jax is imported by the stages, so help is quick.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
+import dis
 import importlib
 import logging
 import os
@@ -39,7 +41,10 @@ stages
 
 options
   --config.any.field=VALUE   sets a field of the config
-  --hosts=N                  one of N processes that work together
+  --hosts=N                  one of N processes that work together; off TPUs
+                             and clusters that JAX knows, with the environment
+                             JAX_COORDINATOR_ADDRESS=HOST:PORT,
+                             JAX_NUM_PROCESSES=N, JAX_PROCESS_ID=0 to N-1
   --help                     this text
 """
 
@@ -94,27 +99,50 @@ def arguments(
 def start(config: ml_collections.ConfigDict, hosts: int) -> None:
   """Starts JAX, on one of several hosts if there are.
 
+  On TPUs, Slurm, Kubernetes and Open MPI the hosts find each other. Elsewhere
+  the environment says who they are, by the names in `--help`; JAX itself reads
+  only the first of the three.
+
   Raises:
-    ValueError: fewer or more processes came together than were announced; a
-      pod whose hosts do not find each other would train that many copies.
+    ValueError: fewer or more processes came together than were announced (a
+      pod whose hosts do not find each other would train that many copies), or
+      a number in the environment is not one.
   """
   import jax
 
   logging.getLogger("absl").setLevel(logging.ERROR)
-  jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+  # A notebook or a test that calls `main` has made its devices already.
+  with contextlib.suppress(RuntimeError):
+    jax.config.update("jax_num_cpu_devices", config.cpu_devices)
   if hosts == 1:
     return
-  jax.distributed.initialize()
+  count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
+  try:
+    jax.distributed.initialize(num_processes=count, process_id=index)
+  except ValueError as error:
+    raise ValueError(
+      f"--hosts={hosts}: JAX cannot find the other hosts ({error}); set "
+      "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+    ) from error
   if jax.process_count() != hosts:
     raise ValueError(
       f"--hosts={hosts}, but {jax.process_count()} processes have joined"
     )
 
 
-def ours(error: ValueError) -> bool:
-  """Whether this package raised it, and not the code of a library.
+def _number(name: str) -> int | None:
+  """A whole number from the environment; None where it is not set."""
+  text = os.environ.get(name)
+  if text is not None and not text.isdecimal():
+    raise ValueError(f"{name}={text!r} in the environment: expected a number")
+  return None if text is None else int(text)
 
-  What we raise says what to do; the rest is a bug and keeps its traceback, as
+
+def ours(error: ValueError) -> bool:
+  """Whether a `raise` of this package or of a config raised it.
+
+  What we raise says what to do; the rest, out of a library or out of an
+  expression of ours that should not fail, is a bug and keeps its traceback, as
   everything does with CC_JAX_TRACEBACK=1.
   """
   if os.environ.get("CC_JAX_TRACEBACK"):
@@ -122,7 +150,11 @@ def ours(error: ValueError) -> bool:
   trace = error.__traceback__
   while trace.tb_next:
     trace = trace.tb_next
-  file = pathlib.Path(trace.tb_frame.f_code.co_filename).resolve()
+  code = trace.tb_frame.f_code
+  # What C raises (np.concatenate([]), say) has our own line as its last frame.
+  if dis.opname[code.co_code[trace.tb_lasti]] != "RAISE_VARARGS":
+    return False
+  file = pathlib.Path(code.co_filename).resolve()
   package = pathlib.Path(__file__).resolve().parent
   return package in file.parents or file.parent.name == "configs"
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from cc_jax.core import config as configs
 from cc_jax.core import files, log
-from cc_jax.data import images
+from cc_jax.data import grids
 from cc_jax.stages import (
   caption,
   catalogue,
@@ -107,7 +107,7 @@ def write_source(folder: str) -> None:
     zip(digits.images, digits.target, strict=True)
   ):
     grey = np.round(pixels * (255 / 16)).astype(np.uint8)
-    data = images.encode_png(np.repeat(grey[..., None], 3, axis=-1))
+    data = grids.encode_png(np.repeat(grey[..., None], 3, axis=-1))
     name = f"digits/{index:04d}.png"
     files.write_atomic(f"{folder}/{name}", data)
     split = "train" if (index + 1) % HELD_OUT else "validation"
@@ -133,8 +133,9 @@ def write_source(folder: str) -> None:
 
 
 GOODBYE = """
-Done in {minutes:.1f} minutes. Of {recognised_of} samples a classifier of real
-digits recognises {recognised:.1%}; of real digits held out, {recognised_real:.1%}.
+Done in {minutes:.1f} minutes. A classifier that learned from real digits
+recognises {recognised:.1%} of {recognised_of} samples as the digit asked for,
+and {recognised_real:.1%} of real digits that were held out.
 
   {workdir}/samples.png        a labelled grid of samples
   {workdir}/metrics.json       the numbers of the evaluation

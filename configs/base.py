@@ -137,6 +137,11 @@ def get_config(arg: str = "") -> ConfigDict:
   config.evaluate.recognise.templates = ("a photo of {title}",)
   config.evaluate.recognise.side = 8  # Pixels a side that are compared.
 
+  config.bench = ConfigDict()
+  config.bench.loader_seconds = 3.0  # 0 leaves the loader out.
+  config.bench.steps = 10  # 0 leaves the train step out.
+  config.bench.result = "{workdir}/bench.json"
+
   config.export = ConfigDict()
   config.export.folder = "{workdir}/export"
   return config

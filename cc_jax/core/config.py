@@ -37,7 +37,7 @@ def load(where: str) -> ml_collections.ConfigDict:
   sys.path.insert(0, str(path.parent))
   try:
     spec.loader.exec_module(module)
-    return module.get_config(arg)
+    return module.get_config(arg) if arg else module.get_config()
   finally:
     sys.path.remove(str(path.parent))
 

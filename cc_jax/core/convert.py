@@ -17,6 +17,7 @@ used once, else all that differs is in one error.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -51,15 +52,15 @@ LEGACY: tuple[tuple[re.Pattern, str | None], ...] = (
 
 
 class Tensor(NamedTuple):
-  """A tensor in a safetensors file, not read yet."""
+  """A tensor in a file, not read yet: its shape, and what reads it."""
 
-  file: str
-  name: str
   shape: tuple[int, ...]
+  read: Callable[[], np.ndarray]
 
-  def read(self) -> np.ndarray:
-    with safetensors.safe_open(self.file, "numpy") as tensors:
-      return tensors.get_tensor(self.name)
+
+def _read(file: str, name: str) -> np.ndarray:
+  with safetensors.safe_open(file, "numpy") as tensors:
+    return tensors.get_tensor(name)
 
 
 def open_tensors(folder: str, stem: str = "*") -> dict[str, Tensor]:
@@ -81,7 +82,8 @@ def open_tensors(folder: str, stem: str = "*") -> dict[str, Tensor]:
     with safetensors.safe_open(str(file), "numpy") as tensors:
       for name in tensors.keys():
         shape = tuple(tensors.get_slice(name).get_shape())
-        found[name] = Tensor(str(file), name, shape)
+        read = functools.partial(_read, str(file), name)
+        found[name] = Tensor(shape, read)
   return found
 
 
@@ -153,7 +155,7 @@ def import_weights(
   """Their tensors as our weights, in float32.
 
   Args:
-    tensors: by their name, from `open_tensors`.
+    tensors: by their name, from `open_tensors` here or in core/pickles.py.
     shapes: our tree of shapes (`tree.split` of an abstract module).
     names: the model's table.
 

@@ -244,6 +244,14 @@ def check_finite(step: int, values: Mapping[str, float | int]) -> None:
       )
 
 
+@contextlib.contextmanager
+def timed() -> Iterator[Callable[[], float]]:
+  """Times a block; yields a function that gives its seconds."""
+  started, ended = time.perf_counter(), []
+  yield lambda: (ended[0] if ended else time.perf_counter()) - started
+  ended.append(time.perf_counter())
+
+
 def throughput(
   seconds: float | int,
   steps: int,

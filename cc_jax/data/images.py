@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures from bytes that nobody has checked, and back to bytes.
+"""Pictures from bytes that nobody has checked.
 
 `decode` gives uint8 RGB `[H W 3]` in sRGB, upright, on white where the file is
 transparent, or raises `ImageError` with one of `REASONS`. Nothing is decoded
@@ -7,13 +7,11 @@ before the header has been judged. The content decides the format; names of
 files are never looked at. Sizes are height first, everywhere.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
 import functools
 import io
-import math
 import re
-import textwrap
 import threading
 from typing import NamedTuple
 import warnings
@@ -26,8 +24,6 @@ from PIL import (
   GifImagePlugin,
   Image,
   ImageCms,
-  ImageDraw,
-  ImageFont,
   JpegImagePlugin,
   PngImagePlugin,
   TiffImagePlugin,
@@ -296,105 +292,3 @@ def _to_srgb(profile: bytes, mode: str):
   # Broken, or of another colour space than the picture: better than no picture.
   except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
     return None
-
-
-# In units of 64; all but the last two exist on their sides, too.
-_UNITS = """8x32 8x31 8x30 8x29 9x28 9x27 9x26 10x25 10x24 11x23 11x22 12x21
-  12x20 13x19 13x18 14x18 14x17 15x17 15x16 11x21 16x16"""
-_WIDE = [tuple(64 * int(n) for n in b.split("x")) for b in _UNITS.split()]
-_BOTH = _WIDE + [(w, h) for h, w in _WIDE[:-2]]
-PIXART = tuple(sorted(_BOTH, key=lambda frame: frame[0] / frame[1]))
-"""PixArt-alpha's 40 frames (height, width) at 1024, as published."""
-
-
-def buckets(side: int, step: int | None = None) -> tuple[tuple[int, int], ...]:
-  """Lists frames (height, width) of about the area of a square, widest first.
-
-  None has more pixels than the square, so that one compiled shape, padded to
-  the square's tokens, serves them all; none is longer than 4 to 1.
-
-  Args:
-    side: of the square.
-    step: of which heights and widths are multiples: every height, with the
-      largest width that fits. None scales `PIXART`, whose step is 64 at 1024.
-
-  Raises:
-    ValueError: when `side` is not a multiple of `step` (of 128 without one).
-  """
-  if side < 1 or side % (step or 128):
-    raise ValueError(f"side={side} is not a multiple of {step or 128}")
-  if step is None:
-    return tuple((h * side // 1024, w * side // 1024) for h, w in PIXART)
-  heights = range(step, 2 * side + 1, step)
-  frames = [(h, side * side // h // step * step) for h in heights]
-  return tuple(f for f in frames if max(f) <= 4 * min(f))
-
-
-def nearest_bucket(
-  height: int, width: int, table: Sequence[tuple[int, int]]
-) -> int:
-  """The index in `table` of the frame that loses least to the crop.
-
-  Nearest in the logarithm of height over width, so that a picture and the same
-  picture on its side are treated alike; the first of equals.
-  """
-  distances = [abs(math.log(h / w * width / height)) for h, w in table]
-  return distances.index(min(distances))
-
-
-def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-  """Encodes as PNG without metadata: the same pixels give the same bytes."""
-  file = io.BytesIO()
-  Image.fromarray(image).save(file, "PNG", compress_level=6)
-  return file.getvalue()
-
-
-_MARGIN, _GAP, _TILE, _FONT, _LINE = 24, 16, 112, 14, 19  # pixels
-
-
-def grid(
-  images: UInt8[np.ndarray, "N H W 3"],
-  columns: int,
-  labels: Sequence[str] | None = None,
-) -> UInt8[np.ndarray, "h w 3"]:
-  """Lays pictures out in rows on white, each with its label under it.
-
-  Small pictures are enlarged by a whole factor, pixels kept crisp, so that a
-  label finds room; long labels wrap, to three lines at most.
-
-  Raises:
-    ValueError: without images or columns, or with another number of labels.
-  """
-  count, height, width = images.shape[:3]
-  if not count or columns < 1:
-    raise ValueError(f"grid of {count} images in {columns} columns; give both")
-  if labels is not None and len(labels) != count:
-    raise ValueError(f"{len(labels)} labels for {count} images; give as many")
-  factor = max(1, math.ceil(_TILE / width))
-  height, width, columns = height * factor, width * factor, min(columns, count)
-  font = ImageFont.load_default(_FONT)
-  letters = int(width / font.getlength("n"))
-  texts = [
-    textwrap.wrap(label, letters, max_lines=3, placeholder="…")
-    for label in labels or [""] * count
-  ]
-  # A row is as high as its longest label needs.
-  lines = [max(map(len, texts[i:][:columns])) for i in range(0, count, columns)]
-  rows = [height + (_LINE * n + 6 if n else 0) for n in lines]
-  across = 2 * _MARGIN + columns * (width + _GAP) - _GAP
-  down = 2 * _MARGIN + sum(rows) + _GAP * (len(rows) - 1)
-  sheet = Image.new("RGB", (across, down), "white")
-  draw = ImageDraw.Draw(sheet)
-  for i, text in enumerate(texts):
-    row, column = divmod(i, columns)
-    x = _MARGIN + column * (width + _GAP)
-    y = _MARGIN + sum(rows[:row]) + row * _GAP
-    tile = Image.fromarray(images[i])
-    tile = tile.resize((width, height), Image.Resampling.NEAREST)
-    sheet.paste(tile, (x, y))
-    # A hairline keeps pictures with a white ground apart from the sheet.
-    draw.rectangle((x - 1, y - 1, x + width, y + height), outline="#dddddd")
-    for n, line in enumerate(text):
-      middle = (x + width / 2, y + height + 5 + n * _LINE)
-      draw.text(middle, line, font=font, fill="#333333", anchor="ma")
-  return np.asarray(sheet)

@@ -77,14 +77,12 @@ class Config:
           f"channels={self.channels}"
         )
     for level, width in enumerate(self.channels):
-      for name, parts in (
-        ("groups", self.groups),
-        ("heads", self.at(level)[1]),
-      ):
-        if width % parts:
+      parts = {"groups": self.groups, "heads": self.at(level)[1]}
+      for name, count in parts.items():
+        if width % count:
           raise ValueError(
             f"channels={self.channels}: {width} does not divide into "
-            f"{name}={parts}"
+            f"{name}={count}"
           )
     if self.pooled_conditions not in (None, "text_time"):
       raise ValueError(
@@ -99,11 +97,8 @@ class Config:
 
   def at(self, level: int) -> tuple[int, int]:
     """(depth, heads) of the transformers of a level."""
-    depth, heads = (
-      value[level] if isinstance(value, tuple) else value
-      for value in (self.depth, self.heads)
-    )
-    return depth, heads
+    pick = lambda value: value[level] if isinstance(value, tuple) else value
+    return pick(self.depth), pick(self.heads)
 
   @property
   def pooled_width(self) -> int:
@@ -142,59 +137,40 @@ class UNet2DCondition(nnx.Module):
       else None
     )
 
-    def make(level, widths, attentions, *, down=False, up=False):
-      out, (blocks, heads) = channels[level], config.at(level)
-      resnets = [
-        layers.ResnetBlock(
-          width,
-          out,
-          time_width=4 * channels[0],
-          groups=config.groups,
-          out_init=layers.ZEROS,
-          **kinds,
-        )
-        for width in widths
-      ]
-      transformers = [
-        unet_blocks.SpatialTransformer(
-          out,
-          heads,
-          blocks,
-          source_width=config.source_width,
-          groups=config.groups,
-          linear=config.linear_projection,
-          remat=remat,
-          **kinds,
-        )
-        for _ in range(attentions)
-      ]
+    def make(level, widths, attentions, **options):
+      blocks, heads = config.at(level)
       return unet_blocks.Level(
-        resnets,
-        transformers,
-        layers.Downsample(out, out, **kinds) if down else None,
-        layers.Upsample(out, out, **kinds) if up else None,
+        widths,
+        channels[level],
+        attentions=attentions,
+        heads=heads,
+        depth=blocks,
+        time_width=4 * channels[0],
+        source_width=config.source_width,
+        groups=config.groups,
+        linear=config.linear_projection,
         remat=remat,
+        **options,
+        **kinds,
       )
 
     # Every map on the way down is read once on the way up, the last first.
     skips = [width]
     self.down_blocks = nnx.List()
     for level, out in enumerate(channels):
-      widths = [width] + [out] * (depth - 1)
+      widths, down = [width] + [out] * (depth - 1), level < last
       attentions = depth * config.attention[level]
-      down = level < last
-      self.down_blocks.append(make(level, widths, attentions, down=down))
+      self.down_blocks.append(make(level, widths, attentions, downsample=down))
       skips += [out] * (depth + down)
       width = out
     self.mid_block = make(last, [width, width], 1)
     self.up_blocks = nnx.List()
     for level in reversed(range(len(channels))):
-      widths = []
-      for _ in range(depth + 1):
-        widths.append(width + skips.pop())
-        width = channels[level]
+      read = [width] + [channels[level]] * depth
+      widths = [own + skips.pop() for own in read]
       attentions = (depth + 1) * config.attention[level]
-      self.up_blocks.append(make(level, widths, attentions, up=level > 0))
+      self.up_blocks.append(make(level, widths, attentions, upsample=level > 0))
+      width = channels[level]
     self.norm_out = layers.group_norm(width, config.groups, 1e-5, **kinds)
     self.conv_out = layers.conv(
       width, config.out_channels, init=layers.ZEROS, **kinds
@@ -228,13 +204,8 @@ class UNet2DCondition(nnx.Module):
         f"{config.pooled_width} (conditions_width - 6 size_width)"
       )
     sizes = layers.timestep_embedding(sizes, config.size_width)
-    more = jnp.concatenate(
-      [
-        pooled.astype(self.dtype),
-        sizes.reshape(len(sizes), -1).astype(self.dtype),
-      ],
-      axis=-1,
-    )
+    more = [pooled, sizes.reshape(len(sizes), -1)]
+    more = jnp.concatenate([x.astype(self.dtype) for x in more], axis=-1)
     return time + self.add_embedding(more)
 
   def __call__(
@@ -267,29 +238,19 @@ class UNet2DCondition(nnx.Module):
       )
     time = self.embed(t, pooled, time_ids)
     context = context.astype(self.dtype)
-    x = self.conv_in(xt)
-    skips = [x]
+    maps = [self.conv_in(xt)]
     for number, level in enumerate(self.down_blocks):
       with jax.named_scope(f"down_{number}"):
-        for index in range(len(level.resnets)):
-          x = level.resnet(index, x, time)
-          x = level.attend(index, x, context, mask)
-          skips.append(x)
-        if level.downsample is not None:
-          x = level.downsample(x)
-          skips.append(x)
+        maps += level.down(maps[-1], time, context, mask)
     with jax.named_scope("mid"):
-      x = self.mid_block.resnet(0, x, time)
-      x = self.mid_block.attend(0, x, context, mask)
-      x = self.mid_block.resnet(1, x, time)
+      x = self.mid_block.middle(maps[-1], time, context, mask)
     for number, level in enumerate(self.up_blocks):
+      count = len(level.resnets)
+      maps, read = maps[:-count], maps[-count:]
+      # Twice the height, but where an odd map was padded on the way down.
+      size = maps[-1].shape[1:3] if maps else None
       with jax.named_scope(f"up_{number}"):
-        for index in range(len(level.resnets)):
-          x = jnp.concatenate([x, skips.pop()], axis=-1)
-          x = level.resnet(index, x, time)
-          x = level.attend(index, x, context, mask)
-        if level.upsample is not None:
-          x = level.upsample(x, skips[-1].shape[1:3])  # odd maps were padded
+        x = level.up(x, read, time, context, mask, size)
     x = self.conv_out(jax.nn.silu(self.norm_out(x)))
     return x.astype(jnp.float32)
 

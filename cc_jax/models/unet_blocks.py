@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cc_jax.core import sharding
@@ -104,41 +105,122 @@ class SpatialTransformer(nnx.Module):
 class Level(nnx.Module):
   """The blocks at one resolution, on the way down, in the middle or up.
 
-  A residual block may be followed by a transformer. What is between them, the
-  maps that are kept or joined, is the network's.
+  Args:
+    widths: channels of the map that each residual block reads.
+    width: channels of the map that each gives.
+    attentions: how many residual blocks a transformer follows.
+    heads: of its attentions.
+    depth: of each transformer, in blocks.
+    time_width: of the vector of conditions F.
+    source_width: of the text states E.
+    groups: of the group norms.
+    linear: see `SpatialTransformer`.
+    downsample: halve height and width at the end.
+    upsample: double them at the end.
+    remat: what the backward pass keeps (see layers.checkpointed).
+    dtype: of the computation.
+    rngs: for the initial weights.
   """
 
   def __init__(
     self,
-    resnets: Sequence[layers.ResnetBlock],
-    attentions: Sequence[SpatialTransformer],
-    downsample: layers.Downsample | None,
-    upsample: layers.Upsample | None,
+    widths: Sequence[int],
+    width: int,
     *,
+    attentions: int,
+    heads: int,
+    depth: int,
+    time_width: int,
+    source_width: int,
+    groups: int,
+    linear: bool,
+    downsample: bool = False,
+    upsample: bool = False,
     remat: str,
+    dtype: layers.Dtype,
+    rngs: nnx.Rngs,
   ):
-    self.resnets = nnx.List(resnets)
-    self.attentions = nnx.List(attentions)
-    self.downsample = downsample
-    self.upsample = upsample
+    kinds: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     self.remat = remat
+    self.resnets = nnx.List(
+      layers.ResnetBlock(
+        read,
+        width,
+        time_width=time_width,
+        groups=groups,
+        out_init=layers.ZEROS,
+        **kinds,
+      )
+      for read in widths
+    )
+    self.attentions = nnx.List(
+      SpatialTransformer(
+        width,
+        heads,
+        depth,
+        source_width=source_width,
+        groups=groups,
+        linear=linear,
+        remat=remat,
+        **kinds,
+      )
+      for _ in range(attentions)
+    )
+    self.downsample = (
+      layers.Downsample(width, width, **kinds) if downsample else None
+    )
+    self.upsample = layers.Upsample(width, width, **kinds) if upsample else None
 
-  def resnet(
-    self, index: int, x: Float[Array, "B H W C"], time: Float[Array, "B F"]
+  def down(
+    self,
+    x: Float[Array, "B H W C"],
+    time: Float[Array, "B F"],
+    context: Float[Array, "B S E"],
+    mask: Bool[Array, "#B #S"] | None = None,
+  ) -> list[Float[Array, "B ..."]]:
+    """The map after each step; the way up reads them all."""
+    maps = []
+    for index in range(len(self.resnets)):
+      x = self._attend(index, self._resnet(index, x, time), context, mask)
+      maps.append(x)
+    return maps if self.downsample is None else [*maps, self.downsample(x)]
+
+  def middle(
+    self,
+    x: Float[Array, "B H W C"],
+    time: Float[Array, "B F"],
+    context: Float[Array, "B S E"],
+    mask: Bool[Array, "#B #S"] | None = None,
   ) -> Float[Array, "B H W O"]:
-    """One residual block."""
+    """A transformer between two residual blocks."""
+    x = self._attend(0, self._resnet(0, x, time), context, mask)
+    return self._resnet(1, x, time)
+
+  def up(
+    self,
+    x: Float[Array, "B H W C"],
+    maps: Sequence[Float[Array, "B H W _"]],
+    time: Float[Array, "B F"],
+    context: Float[Array, "B S E"],
+    mask: Bool[Array, "#B #S"] | None = None,
+    size: tuple[int, int] | None = None,
+  ) -> Float[Array, "B I J O"]:
+    """Joins the maps of the way down, the last first.
+
+    `size` is the height and width to upsample to.
+    """
+    for index, skip in enumerate(reversed(maps)):
+      x = self._resnet(index, jnp.concatenate([x, skip], axis=-1), time)
+      x = self._attend(index, x, context, mask)
+    return x if self.upsample is None else self.upsample(x, size)
+
+  def _resnet(self, index, x, time):
     block = self.resnets[index]
     with jax.named_scope("resnet"):
       run = layers.checkpointed(type(block).__call__, self.remat)
       return sharding.constrain(run(block, x, time))
 
-  def attend(
-    self,
-    index: int,
-    x: Float[Array, "B H W C"],
-    context: Float[Array, "B S E"],
-    mask: Bool[Array, "#B #S"] | None,
-  ) -> Float[Array, "B H W C"]:
+  def _attend(self, index, x, context, mask):
     """The transformer after a residual block, where there is one."""
     if index >= len(self.attentions):
       return x

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from cc_jax.core import sharding, tree
-from cc_jax.data import images
+from cc_jax.data import grids
 from cc_jax.models import hub
 from cc_jax.pipelines import text_to_image
 
@@ -53,7 +53,7 @@ def _samples(config: ml_collections.ConfigDict) -> Preview:
       seed=config.seed,
       **arguments(config),
     )
-    return images.grid(to_bytes(found), options.each, labels=prompts)
+    return grids.grid(to_bytes(found), options.each, labels=prompts)
 
   return preview
 
@@ -76,6 +76,6 @@ def _reconstructions(config: ml_collections.ConfigDict) -> Preview:
   def preview(params, batch):
     pixels = batch["image"][:8]
     found = to_bytes(reconstruct(params, pixels))
-    return images.grid(np.concatenate([pixels, found]), len(pixels))
+    return grids.grid(np.concatenate([pixels, found]), len(pixels))
 
   return preview

@@ -52,8 +52,7 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
   config = ml_collections.ConfigDict(config)
   config.latent_diffusion.drop_caption = 0.0
   task = tasks.make(config)
-  datasets = [shards.open(folder) for folder in config.train.folders]
-  source = aligned.source(datasets, options.split, task.features)
+  source = tasks.source(task, config.train.folders, options.split)
   params = checkpoint.load(
     config.train.checkpoints,
     config.sample.part,

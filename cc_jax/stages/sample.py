@@ -5,7 +5,7 @@ import ml_collections
 import numpy as np
 
 from cc_jax.core import files, log, sharding, versions
-from cc_jax.data import images
+from cc_jax.data import grids
 from cc_jax.pipelines import preview, text_to_image
 
 
@@ -39,7 +39,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
       progress=progress,
     )
   if log.is_first():
-    grid = images.grid(preview.to_bytes(found), options.each, labels=prompts)
-    files.write_atomic(options.picture, images.encode_png(grid))
+    grid = grids.grid(preview.to_bytes(found), options.each, labels=prompts)
+    files.write_atomic(options.picture, grids.encode_png(grid))
   log.announce("sample", f"{len(found)} images -> {options.picture}")
   return found

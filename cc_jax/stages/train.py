@@ -7,46 +7,25 @@ that was stopped anywhere goes on as if it had not been.
 """
 
 import collections
-from collections.abc import Callable, Sequence
 import contextlib
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
-from cc_jax.core import checkpoint, files, log, optim, sharding, versions
-from cc_jax.data import aligned, images, loader, shards
-from cc_jax.models import hub
+from cc_jax.core import checkpoint, files, log, sharding, versions
+from cc_jax.data import grids, loader
 from cc_jax.pipelines import preview
+from cc_jax.tasks import step as steps
 from cc_jax.tasks import task as tasks
 
 # Metrics are read this many steps late, so that the device never waits.
 LAG = 2
 
-# Of a diffusers pipeline.
-FOLDERS = {"unet": "unet", "text": "text_encoder", "vae": "vae"}
 
-
-class State(NamedTuple):
-  """All that training changes.
-
-  Attributes:
-    step: updates made, int32.
-    params: weights, float32.
-    ema: their exponential moving average.
-    opt: the optimiser's state.
-  """
-
-  step: Any
-  params: Any
-  ema: Any
-  opt: Any
-
-
-def main(config: ml_collections.ConfigDict, workdir: str) -> State:
+def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
   """Trains what the config names until `config.train.steps`.
 
   Returns:
@@ -55,29 +34,17 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> State:
   Raises:
     ValueError: something in the config, the data or the checkpoint that is
       there does not fit; nothing is written then.
-    FloatingPointError: the loss is not a finite number; the checkpoints are
+    FloatingPointError: a metric is not a finite number; the checkpoints are
       from before.
+    KeyboardInterrupt: SIGTERM came; the step is saved. What would follow, as
+      an export, must wait until the same command has finished the training.
   """
   options = config.train
   mesh = sharding.make_mesh(**options.mesh)
-  check_batch(options, mesh)
+  steps.check_batch(options, mesh)
   task = tasks.make(config)
-  datasets = [shards.open(folder) for folder in options.folders]
-  check_weights(datasets, task.weights)
-  source = aligned.source(datasets, options.split, task.features)
-  rate = optim.schedule(
-    options.schedule, options.lr, options.warmup, options.steps
-  )
-  optimizer = optim.optimizer(
-    rate,
-    b1=options.b1,
-    b2=options.b2,
-    eps=options.eps,
-    weight_decay=options.weight_decay,
-    decay=options.decay,
-    clip=options.clip or None,
-  )
-  init, update = make_step(config, task, optimizer, rate)
+  source = tasks.source(task, options.folders, options.split)
+  init, update = steps.make(config, task)
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     key = jax.random.key(config.seed)
@@ -93,7 +60,10 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> State:
       state = jax.jit(init, out_shardings=layouts)(key)
       origin = f"random weights, seed {config.seed}"
       if options.init:
-        state = import_weights(state, options.init, task.parts, layouts)
+        params = jax.device_put(tasks.load(task, options.init), layouts.params)
+        # A copy, since both are donated.
+        ema = jax.tree.map(jnp.copy, params)
+        state = state._replace(params=params, ema=ema)
         origin = f"the weights of {options.init}"
     loss = jax.device_put(task.loss, sharding.layouts(task.loss, mesh))
     batches = loader.batches(
@@ -122,8 +92,11 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> State:
     draw = preview.make(config) if options.preview_every else None
 
     rows = next(batches)
-    compiled = ahead(update, state, loss, sharding.put_batch(rows, mesh))
     started, queue = time.perf_counter(), collections.deque()
+    batch = sharding.put_batch(rows, mesh)
+    compiled = steps.compile_update(update, state, loss, batch)
+    describe(compiled, time.perf_counter() - started)
+    started = time.perf_counter()
     advance = stack.enter_context(
       log.progress(options.steps, "train", "steps", start=first)
     )
@@ -156,112 +129,26 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> State:
       seconds,
       options.checkpoints,
     )
+    if step < options.steps:
+      raise KeyboardInterrupt(f"SIGTERM; step {step} is saved")
     return state
 
 
-def make_step(
-  config: ml_collections.ConfigDict,
-  task: tasks.Task,
-  optimizer: optax.GradientTransformation,
-  rate: Callable[[Any], Any],
-) -> tuple[Callable[..., State], Callable[..., tuple[State, Any]]]:
-  """`init(key) -> state` and `update(state, loss, batch) -> state, metrics`."""
-  options = config.train
-
-  def init(key):
-    params = task.init(key)
-    # A copy, since a donated buffer may stand in a state only once.
-    ema = jax.tree.map(jnp.copy, params)
-    return State(jnp.int32(0), params, ema, optimizer.init(params))
-
-  def update(state, loss, batch):
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    gradient = optim.value_and_grad(loss, options.accumulate)
-    (value, metrics), grads = gradient(state.params, batch, key)
-    with jax.named_scope("optimizer"):
-      changes, opt = optimizer.update(grads, state.opt, state.params)
-      params = optax.apply_updates(state.params, changes)
-      ema = optim.ema_update(
-        state.ema,
-        params,
-        state.step + 1,
-        decay=options.ema_decay,
-        start=options.ema_start,
-        warmup=options.ema_warmup,
-      )
-    metrics = {
-      "loss": value,
-      **metrics,
-      "grad_norm": optax.global_norm(grads),
-      "lr": rate(state.step),
-    }
-    return State(state.step + 1, params, ema, opt), metrics
-
-  return init, update
-
-
-def ahead(update: Callable, state: State, loss: Any, batch: Any) -> Callable:
-  """Compiles the step before the first one, and says what it will take."""
-  started = time.perf_counter()
-  layouts = jax.tree.map(lambda leaf: leaf.sharding, state)
-  compiled = (
-    jax.jit(update, donate_argnums=0, out_shardings=(layouts, None))
-    .lower(state, loss, batch)
-    .compile()
-  )
+def describe(compiled: Any, seconds: float) -> None:
+  """Says what a compiled step will take, before the first one is run."""
   memory = compiled.memory_analysis()
   gib = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
   flops = (compiled.cost_analysis() or {}).get("flops", 0)
   log.announce(
     "train",
-    f"compiled in {time.perf_counter() - started:.1f} s: {gib:.2f} GiB and "
+    f"compiled in {seconds:.1f} s: {gib:.2f} GiB and "
     f"{flops / 1e9:,.1f} GFLOP a step and device",
   )
-  return compiled
-
-
-def check_batch(options: Any, mesh: jax.sharding.Mesh) -> None:
-  """Refuses a batch that does not divide over devices and micro-batches."""
-  ways = sharding.batch_ways(mesh)
-  if options.batch_size % ways:
-    raise ValueError(
-      f"batch_size={options.batch_size} does not divide over {ways} devices"
-    )
-  if options.batch_size % (ways * options.accumulate):
-    raise ValueError(
-      f"batch_size={options.batch_size} does not divide over {ways} devices "
-      f"times accumulate={options.accumulate}"
-    )
-
-
-def check_weights(
-  datasets: Sequence[shards.Dataset], weights: dict[str, str]
-) -> None:
-  """Refuses features that were made by other weights than the config names."""
-  for dataset in datasets:
-    names = {field.name for field in dataset.fields}
-    shards.expect(
-      dataset, {name: h for name, h in weights.items() if name in names}
-    )
-
-
-def import_weights(
-  state: State, folder: str, parts: dict[str, Any], layouts: State
-) -> State:
-  """The state with weights from an exported folder; moments stay at zero."""
-  params = {}
-  for name, (kind, part_config) in parts.items():
-    # A pipeline has a folder for each network; that of one network is it.
-    inside = f"{folder}/{FOLDERS[name]}"
-    where = inside if files.listing(inside) else folder
-    params[name] = hub.load(where, kind, expect=part_config).params
-  params = jax.device_put(params, layouts.params)
-  return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
 
 
 def show(writers: Any, workdir: str, step: int, grid: Any) -> None:
   """A preview to TensorBoard and to workdir/previews."""
   if writers.path is not None:
     name = f"{workdir}/previews/{step:07d}.png"
-    files.write_atomic(name, images.encode_png(grid))
+    files.write_atomic(name, grids.encode_png(grid))
     log.write_images(writers, step, "preview", grid[None])

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A task is what is trained: two pure functions and what they read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import importlib
 from typing import Any, NamedTuple
 
 import ml_collections
+
+from cc_jax.core import files
+from cc_jax.data import aligned, shards
+from cc_jax.models import hub
+
+# Where a diffusers pipeline has each group of params.
+FOLDERS = {"unet": "unet", "text": "text_encoder", "vae": "vae"}
 
 TASKS = ("autoencoder", "latent_diffusion")
 
@@ -42,3 +49,36 @@ def make(config: ml_collections.ConfigDict) -> Task:
   if name not in TASKS:
     raise ValueError(f"unknown task {name!r}; tasks/ has {', '.join(TASKS)}")
   return importlib.import_module(f"cc_jax.tasks.{name}").make(config)
+
+
+def source(task: Task, folders: Sequence[str], split: str) -> aligned.Source:
+  """The features that a task reads, from aligned dataset folders.
+
+  Raises:
+    ValueError: no such data, or some that other weights than the config's
+      have made.
+  """
+  datasets = [shards.open(folder) for folder in folders]
+  for dataset in datasets:
+    names = {field.name for field in dataset.fields}
+    made = {name: h for name, h in task.weights.items() if name in names}
+    shards.expect(dataset, made)
+  return aligned.source(datasets, split, task.features)
+
+
+def load(task: Task, folder: str) -> dict[str, Any]:
+  """The params of a task from an exported folder, as numpy arrays.
+
+  Args:
+    task: whose architecture the weights must have.
+    folder: of a diffusers pipeline, or of the one network that is trained.
+
+  Raises:
+    ValueError: no weights there, or those of another architecture.
+  """
+  params = {}
+  for name, (kind, config) in task.parts.items():
+    inside = f"{folder}/{FOLDERS[name]}"
+    where = inside if files.listing(inside) else folder
+    params[name] = hub.load(where, kind, expect=config).params
+  return params

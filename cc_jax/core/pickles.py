@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in the files of `torch.save`, without torch and without trust.
+
+Two formats hold the same things. Since torch 1.6 a file is a zip archive:
+NAME/data.pkl is a pickle of the object, NAME/data/KEY the bytes of a storage.
+Before, it is five pickles (a magic number, a version, sizes of C types, the
+object, the keys of its storages), then for each key the number of its
+elements (int64) and their bytes. A tensor is a view of a storage: an offset, a
+shape and strides, counted in elements.
+
+A pickle is a program that calls what it names. Of all names `NAMES` has the
+only ones that are answered, none by anything that acts on the world; another
+one ends the reading before it is imported.
+"""
+
+import collections
+from collections.abc import Callable
+import functools
+import io
+import os
+import pickle
+import struct
+from typing import Any, BinaryIO, NamedTuple
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from cc_jax.core import convert, files
+
+MAGIC = 0x1950A86A20F9469CFC6C
+VERSION = 1001
+
+# Types by name, because a pickle may change an object that it can name.
+STORAGES = {
+  "DoubleStorage": "float64",
+  "FloatStorage": "float32",
+  "HalfStorage": "float16",
+  "BFloat16Storage": "bfloat16",
+  "LongStorage": "int64",
+  "IntStorage": "int32",
+  "ShortStorage": "int16",
+  "CharStorage": "int8",
+  "ByteStorage": "uint8",
+  "BoolStorage": "bool",
+}
+DTYPES = (*STORAGES.values(), "uint16", "uint32", "uint64")
+
+
+class Storage(NamedTuple):
+  """Numbers in a row, of which tensors show parts; `size` in elements."""
+
+  key: str
+  dtype: str
+  size: int
+  start: int = 0
+
+
+class View(NamedTuple):
+  """A tensor of a pickle: where its elements lie in a storage."""
+
+  storage: Storage
+  dtype: str
+  offset: int
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]
+
+
+class Answer(NamedTuple):
+  """A function that a pickle may call, but not change."""
+
+  function: Callable[..., Any]
+
+  def __call__(self, *args: Any) -> Any:
+    return self.function(*args)
+
+
+def open_tensors(
+  file: str | os.PathLike[str], *keys: str
+) -> dict[str, convert.Tensor]:
+  """The tensors of a file of `torch.save`, by name, without reading them.
+
+  Args:
+    file: local or `gs://`.
+    *keys: the way to the weights, where they are one of several things in the
+      file: `"state_dict"`, or `"model", "ema"`.
+
+  Returns:
+    What `convert.import_weights` takes. `read()` gives a dense array of the
+    stored type, bfloat16 as that of ml_dtypes.
+
+  Raises:
+    ValueError: not such a file; it names something else than tensors and
+      containers (nothing of it was run); there are no such keys; or there is
+      something else than tensors.
+  """
+  file = os.fspath(file)
+  if not files.path(file).is_file():
+    raise ValueError(f"{file} does not exist or is no file")
+  with files.path(file).open("rb") as source:
+    try:
+      read = _read_zip if zipfile.is_zipfile(source) else _read_legacy
+      found, places = read(source)
+      views = _select(found, keys)
+    # Bytes that someone else wrote can fail in any way there is.
+    except Exception as error:
+      reason = str(error) or type(error).__name__
+      raise ValueError(f"{file}: {reason}") from error
+  return {
+    name: convert.Tensor(
+      view.shape,
+      functools.partial(_read_view, file, places[view.storage.key], view),
+    )
+    for name, view in views.items()
+  }
+
+
+class _Unpickler(pickle.Unpickler):
+  """Answers the names of `NAMES` and no other."""
+
+  def __init__(self, source: Any):
+    # Strings of Python 2, which early files have, are names.
+    super().__init__(source, encoding="utf-8")
+    self.storages: dict[str, Storage] = {}
+
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) not in NAMES:
+      raise ValueError(
+        f"its pickle asks for {module}.{name}, which is refused; expected a "
+        "file of tensors only, as torch.save(model.state_dict(), file) writes"
+      )
+    return NAMES[module, name]
+
+  def persistent_load(self, pid: Any) -> Storage:
+    kind, dtype, key, _, size, *view = pid
+    if kind != "storage" or dtype not in DTYPES:
+      raise ValueError(f"unknown storage {pid!r:.80}")
+    if type(key) is not str or type(size) is not int or size < 0:
+      raise ValueError(f"unknown storage {pid!r:.80}")
+    whole = self.storages.setdefault(key, Storage(key, dtype, size))
+    if (dtype, size) != (whole.dtype, whole.size):
+      raise ValueError(f"storage {key} has two types or sizes")
+    if not any(view):
+      return whole
+    # Early files: a part of a storage, as (key, first element, size).
+    _, start, size = view[0]
+    if not 0 <= start <= start + size <= whole.size:
+      raise ValueError(f"storage {key} has no elements {start} + {size}")
+    return whole._replace(start=start, size=size)
+
+
+def _load(source: Any) -> tuple[Any, dict[str, Storage]]:
+  unpickler = _Unpickler(source)
+  return unpickler.load(), unpickler.storages
+
+
+def _read_zip(source: BinaryIO) -> tuple[Any, dict[str, int]]:
+  """The object and the place of each storage's first byte in the file."""
+  with zipfile.ZipFile(source) as archive:
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    roots = [name for name in entries if name.endswith("/data.pkl")]
+    if len(roots) != 1:
+      raise ValueError("a zip archive that torch.save did not write")
+    root = roots[0].removesuffix("data.pkl")
+    order = f"{root}byteorder"
+    if order in entries and archive.read(order) != b"little":
+      raise ValueError("written on a big-endian machine; save it on another")
+    found, storages = _load(io.BytesIO(archive.read(roots[0])))
+  places = {}
+  for key, storage in storages.items():
+    entry = entries.get(f"{root}data/{key}")
+    if entry is None:
+      raise ValueError(f"no storage {key} in the archive")
+    if entry.compress_type != zipfile.ZIP_STORED:
+      raise ValueError(f"storage {key} is compressed; torch.save writes plain")
+    if entry.file_size < _bytes(storage):
+      raise ValueError(
+        f"storage {key}: expected {_bytes(storage)} bytes, got "
+        f"{entry.file_size}"
+      )
+    # The local header ends with a name and extra bytes of these lengths.
+    source.seek(entry.header_offset + 26)
+    lengths = struct.unpack("<HH", source.read(4))
+    places[key] = entry.header_offset + 30 + sum(lengths)
+  return found, places
+
+
+def _read_legacy(source: BinaryIO) -> tuple[Any, dict[str, int]]:
+  try:
+    magic = _load(source)[0]
+  except (pickle.UnpicklingError, EOFError):
+    magic = None
+  if magic != MAGIC:
+    raise ValueError("not a file of torch.save")
+  version, machine = _load(source)[0], _load(source)[0]
+  if version != VERSION or not machine["little_endian"]:
+    raise ValueError(f"version {version!r} of {machine!r} is not supported")
+  found, storages = _load(source)
+  places = {}
+  for key in _load(source)[0]:
+    header = source.read(8)
+    places[key] = source.tell()
+    if key not in storages:
+      raise ValueError(f"storage {key} belongs to no tensor")
+    if header != struct.pack("<q", storages[key].size):
+      raise ValueError(f"storage {key} has another size than its tensors say")
+    source.seek(_bytes(storages[key]), os.SEEK_CUR)
+  missing = sorted(storages.keys() - places.keys())
+  if missing:
+    raise ValueError(f"no storage {missing[0]} in the file")
+  return found, places
+
+
+def _select(found: Any, keys: tuple[str, ...]) -> dict[str, View]:
+  """What `keys` lead to, which is to be tensors by name."""
+  for depth in range(len(keys) + 1):
+    at = ".".join(keys[:depth]) or "the file"
+    if not isinstance(found, dict):
+      kind = "a tensor" if isinstance(found, View) else type(found).__name__
+      raise ValueError(f"{at} is {kind}; expected a dict of tensors")
+    if depth < len(keys):
+      if keys[depth] not in found:
+        raise ValueError(f"no {keys[depth]!r} in {at}; it has {_some(found)}")
+      found = found[keys[depth]]
+  other = [
+    name
+    for name, value in found.items()
+    if not isinstance(value, View) or type(name) is not str
+  ]
+  if other:
+    inner = [name for name in other if isinstance(found[name], dict)]
+    remedy = f"; name the one to read of: {_some(inner)}" if inner else ""
+    raise ValueError(f"in {at} are no tensors: {_some(other)}{remedy}")
+  return dict(found)
+
+
+def _some(names: Any) -> str:
+  shown = [f"{name!s:.40}" for name in list(names)[:8]]
+  return ", ".join(shown + ["..."] * (len(names) > 8))
+
+
+def _read_view(file: str, place: int, view: View) -> np.ndarray:
+  """Reads the elements from the first to the last that a tensor shows."""
+  dtype = _numpy(view.dtype)
+  start = view.storage.start * _numpy(view.storage.dtype).itemsize
+  size = _span(view.shape, view.strides) * dtype.itemsize
+  with files.path(file).open("rb") as source:
+    source.seek(place + start + view.offset * dtype.itemsize)
+    data = source.read(size)
+  if len(data) != size:
+    raise ValueError(f"{file} is cut off; download it again")
+  strides = [stride * dtype.itemsize for stride in view.strides]
+  # This constructor compares shape and strides with the buffer's size.
+  shown = np.ndarray(view.shape, dtype, data, strides=strides)
+  return np.array(shown, order="C")
+
+
+def _numpy(name: str) -> np.dtype:
+  return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def _bytes(storage: Storage) -> int:
+  return storage.size * _numpy(storage.dtype).itemsize
+
+
+def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+  """Elements from the first to the last of a tensor."""
+  if 0 in shape:
+    return 0
+  return 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+
+
+def _tensor(
+  storage: Storage,
+  offset: int,
+  shape: tuple[int, ...],
+  strides: tuple[int, ...],
+  requires_grad: bool = False,
+  hooks: Any = None,
+  metadata: Any = None,
+) -> View:
+  """`torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`."""
+  return _typed(storage, offset, shape, strides, False, None, None, metadata)
+
+
+def _typed(
+  storage: Storage,
+  offset: int,
+  shape: tuple[int, ...],
+  strides: tuple[int, ...],
+  requires_grad: bool,
+  hooks: Any,
+  dtype: str | None,
+  metadata: Any = None,
+) -> View:
+  """`_rebuild_tensor_v3`: the type is apart from the storage."""
+  if not isinstance(storage, Storage) or metadata:
+    raise ValueError(f"a tensor of another kind: {metadata!r:.80}")
+  dtype = storage.dtype if dtype is None else dtype
+  if dtype not in DTYPES:
+    raise ValueError(f"a tensor of unknown type {dtype!r:.80}")
+  shape, strides = tuple(shape), tuple(strides)
+  # bool is an int to Python; a shape of torch has none.
+  if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
+    raise ValueError(
+      f"a tensor of shape {shape!r:.80}, strides {strides!r:.80}"
+    )
+  last = (offset + _span(shape, strides)) * _numpy(dtype).itemsize
+  if last > _bytes(storage):
+    raise ValueError(
+      f"a tensor of shape {shape} lies outside of storage {storage.key}"
+    )
+  return View(storage, dtype, offset, shape, strides)
+
+
+def _parameter(data: View, requires_grad: bool, hooks: Any) -> View:
+  """`torch._utils._rebuild_parameter`."""
+  return data
+
+
+NAMES: dict[tuple[str, str], Any] = {
+  ("collections", "OrderedDict"): collections.OrderedDict,
+  ("torch._utils", "_rebuild_tensor"): Answer(_tensor),
+  ("torch._utils", "_rebuild_tensor_v2"): Answer(_tensor),
+  ("torch._utils", "_rebuild_tensor_v3"): Answer(_typed),
+  ("torch._utils", "_rebuild_parameter"): Answer(_parameter),
+  # Counts bytes.
+  ("torch.storage", "UntypedStorage"): "uint8",
+  **{("torch", name): dtype for name, dtype in STORAGES.items()},
+  **{("torch", dtype): dtype for dtype in DTYPES},
+}

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The train step: a task and an optimiser made into two pure functions.
+
+The train loop runs them; a planner or a benchmark compiles them without one.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from cc_jax.core import optim, sharding
+from cc_jax.tasks import task as tasks
+
+
+class State(NamedTuple):
+  """All that training changes.
+
+  Attributes:
+    step: updates made, int32.
+    params: weights, float32.
+    ema: their exponential moving average.
+    opt: the optimiser's state.
+  """
+
+  step: Any
+  params: Any
+  ema: Any
+  opt: Any
+
+
+class Step(NamedTuple):
+  """`init(key) -> state`, `update(state, loss, batch) -> (state, metrics)`."""
+
+  init: Callable[..., State]
+  update: Callable[..., tuple[State, dict[str, Any]]]
+
+
+def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
+  """The step of a task with the optimiser, average and seed of `config.train`.
+
+  The loss is an argument of `update` since it holds the frozen weights, which
+  are arrays on devices like the rest. The key of a step is that of the seed
+  with the step's number folded in, so nothing random is stored.
+
+  Raises:
+    ValueError: a learning rate, schedule or decay that cannot be.
+  """
+  options = config.train
+  rate = optim.schedule(
+    options.schedule, options.lr, options.warmup, options.steps
+  )
+  optimizer = optim.optimizer(
+    rate,
+    b1=options.b1,
+    b2=options.b2,
+    eps=options.eps,
+    weight_decay=options.weight_decay,
+    decay=options.decay,
+    clip=options.clip or None,
+  )
+
+  def init(key):
+    params = task.init(key)
+    # A copy, since a donated buffer may stand in a state only once.
+    ema = jax.tree.map(jnp.copy, params)
+    return State(jnp.int32(0), params, ema, optimizer.init(params))
+
+  def update(state, loss, batch):
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    gradient = optim.value_and_grad(loss, options.accumulate)
+    (value, metrics), grads = gradient(state.params, batch, key)
+    with jax.named_scope("optimizer"):
+      changes, opt = optimizer.update(grads, state.opt, state.params)
+      params = optax.apply_updates(state.params, changes)
+      ema = optim.ema_update(
+        state.ema,
+        params,
+        state.step + 1,
+        decay=options.ema_decay,
+        start=options.ema_start,
+        warmup=options.ema_warmup,
+      )
+    metrics = {
+      "loss": value,
+      **metrics,
+      "grad_norm": optax.global_norm(grads),
+      # Of the new weights: the only sign of an update that ruined them while
+      # the loss before it was fine.
+      "param_norm": optax.global_norm(params),
+      "lr": rate(state.step),
+    }
+    return State(state.step + 1, params, ema, opt), metrics
+
+  return Step(init, update)
+
+
+def compile_update(
+  update: Callable[..., Any], state: Any, loss: Any, batch: Any
+) -> Any:
+  """`update` compiled for arrays, or shapes with layouts, such as these.
+
+  The state is donated, and comes out laid out as it went in.
+  """
+  layouts = jax.tree.map(lambda leaf: leaf.sharding, state)
+  jitted = jax.jit(update, donate_argnums=0, out_shardings=(layouts, None))
+  return jitted.lower(state, loss, batch).compile()
+
+
+def check_batch(options: Any, mesh: jax.sharding.Mesh) -> None:
+  """Refuses a batch that does not divide over devices and micro-batches.
+
+  Args:
+    options: `config.train`.
+    mesh: that the batch is split over.
+
+  Raises:
+    ValueError: it does not.
+  """
+  ways = sharding.batch_ways(mesh)
+  if options.batch_size < 1 or options.batch_size % ways:
+    raise ValueError(
+      f"batch_size={options.batch_size} does not divide over {ways} devices"
+    )
+  if options.accumulate < 1 or options.batch_size % (ways * options.accumulate):
+    raise ValueError(
+      f"batch_size={options.batch_size} does not divide over {ways} devices "
+      f"times accumulate={options.accumulate}"
+    )
