@@ -54,7 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.encode.tokens = 77
   config.encode.batch_size = 64
 
-  # A network is a preset ("SD2"), a row of models/hub.py ("sd2/vae"), a
+  # A network is a preset ("SD2"), a row of models/published.py ("sd2/vae"), a
   # folder, or a group of fields. Rows and folders bring their weights.
   config.model = ConfigDict(type_safe=False)  # A group may be a name.
   config.model.unet = "SD2"
@@ -112,7 +112,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.autoencoder.size = 256
   config.autoencoder.kl_weight = 1e-6
   config.autoencoder.lpips_weight = 0.0
-  config.autoencoder.lpips = ""  # A file of LPIPS weights.
+  config.autoencoder.lpips = ""  # A folder of its weights; models/lpips.py.
 
   config.sample = ConfigDict()
   config.sample.prompts = ("a photo of a dog", "a photo of a cat")

@@ -54,16 +54,21 @@ def get_config(arg: str = "unet") -> ConfigDict:
 
 def autoencoder(config: ConfigDict) -> ConfigDict:
   config.model.vae = ConfigDict(
-    dict(channels=(16, 32), layers_per_block=1, groups=8, mid_attention=False)
+    dict(
+      channels=(16, 32, 32),
+      layers_per_block=1,
+      groups=8,
+      mid_attention=False,
+    )
   )
   config.train.task = "autoencoder"
   config.train.folders = ("{workdir}/../catalogue",)
-  config.train.steps = 400
-  config.train.batch_size = 64
-  config.train.lr = 2e-3
+  config.train.steps = 500
+  config.train.batch_size = 32
+  config.train.lr = 4e-3
   config.train.ema_decay = 0.99
-  config.train.checkpoint_every = 200
-  config.train.preview_every = 200
+  config.train.checkpoint_every = 250
+  config.train.preview_every = 500
   config.export.folder = "{workdir}/../vae"
   return config
 
@@ -84,32 +89,34 @@ def unet(config: ConfigDict) -> ConfigDict:
   config.model.text = ConfigDict(
     dict(width=64, mlp=256, depth=2, heads=4, positions=16)
   )
+  config.model.prediction = "v"
   config.model.unet = ConfigDict(
     dict(
-      sample_size=8,
-      channels=(32, 64),
-      attention=(True, True),
+      sample_size=4,
+      channels=(64,),
+      # The middle always has one, which is enough for one word.
+      attention=(False,),
       linear_projection=True,
       layers_per_block=1,
-      heads=(2, 4),
+      heads=4,
       source_width=64,
       groups=8,
     )
   )
 
-  config.train.steps = 1000
+  config.train.steps = 900
   config.train.batch_size = 128
-  config.train.lr = 2e-3
+  config.train.lr = 3e-3
   config.train.ema_decay = 0.995
   config.train.ema_warmup = True
-  config.train.checkpoint_every = 500
-  config.train.preview_every = 500
+  config.train.checkpoint_every = 450
+  config.train.preview_every = 450
   config.latent_diffusion.train_text = True
   config.latent_diffusion.stratified = True
 
   config.sample.prompts = tuple(f"a handwritten {word}" for word in WORDS)
   config.sample.each = 8
-  config.sample.guidance = 1.5
+  config.sample.guidance = 2.0
   config.sample.batch_size = 100
 
   config.evaluate.batch_size = 100

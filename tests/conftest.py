@@ -5,8 +5,13 @@ import os
 
 # Before jax is imported: these are read once.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    # Tests compile more than they compute.
+    "--xla_backend_optimization_level=1",
+  ]
 ).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -5,6 +5,7 @@ Also a config file: `cc-jax train --config=tests/tiny.py:DATA --workdir=DIR`,
 where DATA is the folder that `make_data` filled.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,16 +15,22 @@ import sys
 
 from flax import nnx
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 import numpy as np
 
 from cc_jax.core import config as configs
 from cc_jax.core import tree
+from cc_jax.data import grids
+from cc_jax.models import hub
+from cc_jax.stages import caption, catalogue, encode
+from cc_jax.tasks import step, task
 
 RECORDS, VALIDATION = 40, 8
 SIZE = 16
 TITLES = ("red", "green")
 VAE = {"channels": (4, 8), "groups": 4, "mid_attention": False}
+MAIN = "import sys; from cc_jax import cli; sys.exit(cli.main())"
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -50,7 +57,7 @@ def get_config(data: str) -> ConfigDict:
   config.model.unet = ConfigDict(
     dict(
       channels=(8, 16),
-      attention=(False, True),
+      attention=(False, False),
       layers_per_block=1,
       heads=2,
       source_width=16,
@@ -61,15 +68,15 @@ def get_config(data: str) -> ConfigDict:
   config.latent_diffusion.train_text = True
 
   config.train.folders = (f"{data}/latents",)
-  config.train.steps = 12
+  config.train.steps = 48
   config.train.batch_size = 8
   config.train.lr = 2e-3
   config.train.warmup = 2
   config.train.ema_decay = 0.9
   config.train.dtype = "float32"
   config.train.log_every = 1
-  config.train.checkpoint_every = 4
-  config.train.keep = 2
+  config.train.checkpoint_every = 8
+  config.train.keep = 20
   config.train.preview_every = 0
   config.evaluate.batch_size = 8
   config.sample.prompts = tuple(f"a photo of {title}" for title in TITLES)
@@ -92,25 +99,27 @@ def config(data: str, workdir: str, **fields) -> ConfigDict:
   return made.lock()
 
 
+def shared(factory) -> str:
+  """The data of a session, made once; `factory` is pytest's for folders."""
+  folder = factory.getbasetemp() / "tiny"
+  if not folder.exists():
+    make_data(str(folder))
+  return str(folder)
+
+
 def make_data(folder: str) -> str:
   """Source, catalogue, captions, tokenizer, autoencoder and latents."""
-  from cc_jax.models import hub
-  from cc_jax.stages import caption, catalogue, encode
-
   write_source(pathlib.Path(folder) / "source")
   save_vae(f"{folder}/vae", seed=0)
   made = config(folder, folder)
   catalogue.main(made, folder)
   caption.main(made, folder)
   encode.main(made, folder)
-  del hub
   return folder
 
 
 def write_source(folder: pathlib.Path) -> None:
   """Red and green pictures with a little noise, half of them each."""
-  from cc_jax.data import grids
-
   folder.mkdir(parents=True)
   rng = np.random.default_rng(0)
   rows = []
@@ -135,8 +144,6 @@ def write_source(folder: pathlib.Path) -> None:
 
 def save_vae(folder: str, seed: int, **fields) -> None:
   """An autoencoder of random weights."""
-  from cc_jax.models import hub
-
   made = hub.config(VAE, "autoencoder")
   module = hub.make("autoencoder", made, rngs=nnx.Rngs(seed))
   made = dataclasses.replace(made, scaling_factor=0.5, **fields)
@@ -147,10 +154,13 @@ def start(
   stage: str, data: str, workdir: str, *words: str, **environment: str
 ) -> subprocess.Popen:
   """`cc-jax STAGE` on the tiny config, as a process of its own."""
-  command = [sys.executable, "-m", "cc_jax.cli", stage]
+  command = [sys.executable, "-c", MAIN, stage]
   command += [f"--config={__file__}:{data}", f"--workdir={workdir}", *words]
   inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   inherited["PYTHONPATH"] = str(ROOT)
+  # A program is compiled once for all processes.
+  inherited["JAX_COMPILATION_CACHE_DIR"] = f"{data}/compiled"
+  inherited["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
   return subprocess.Popen(
     command,
     cwd=ROOT,
@@ -159,6 +169,23 @@ def start(
     stderr=subprocess.PIPE,
     text=True,
   )
+
+
+@contextlib.contextmanager
+def compiled_once(data: str):
+  """Also this process keeps what it compiles, and finds what others did."""
+  names = {
+    "jax_compilation_cache_dir": f"{data}/compiled",
+    "jax_persistent_cache_min_compile_time_secs": 0.5,
+  }
+  before = {name: getattr(jax.config, name) for name in names}
+  for name, value in names.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 def run(
@@ -179,15 +206,11 @@ def largest_difference(a, b) -> float:
   """Over all leaves of two trees of the same paths."""
   a, b = leaves(a), leaves(b)
   assert a.keys() == b.keys()
-  return max(
-    float(np.max(np.abs(a[k].astype(np.float64) - b[k]))) for k in a
-  )
+  return max(float(np.max(np.abs(a[k].astype(np.float64) - b[k]))) for k in a)
 
 
 def abstract(made: ConfigDict):
   """The shapes of the state that a config trains."""
-  from cc_jax.tasks import step, task
-
   return jax.eval_shape(
     step.make(made, task.make(made)).init, jax.random.key(0)
   )

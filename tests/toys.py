@@ -1,82 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A toy of everything a run leaves behind, made in seconds, with no training.
+"""Small sources, and small runs through the command line, for tests.
 
-Images with a metadata.jsonl go through the real stages; the weights are random.
+Beside tests/tiny.py: what reads a folder of images or a trained run, without
+training one.
 """
 
-import functools
 import hashlib
 import json
 import pathlib
-import tempfile
+import shutil
 
 import numpy as np
 import parity
+import tiny
 
 from cc_jax import cli
-from cc_jax.core import checkpoint
-from cc_jax.core import config as configs
-from cc_jax.data import images, tokenize
+from cc_jax.core import checkpoint, tree
+from cc_jax.data import grids, tokenize
 from cc_jax.models import hub
 
+LOUD = {"token.embedding": 20.0, "attn2.out.kernel": 5.0}
 LICENCE = "https://creativecommons.org/licenses/by/4.0/"
-CONFIG = "configs/quickstart.py:unet"
-TITLES = ("dress", "hat", "shirt")
-# What makes the quickstart's config a toy. Batches divide over eight devices.
-FIELDS = {
-  "cpu_devices": 8,
-  "catalogue.source": "{workdir}/source",
-  "catalogue.records_per_shard": 6,
-  "encode.batch_size": 8,
-  "model.text.width": 16,
-  "model.text.mlp": 24,
-  "model.text.depth": 2,
-  "model.text.heads": 2,
-  "model.unet.channels": (8, 16),
-  "model.unet.heads": 2,
-  "model.unet.source_width": 16,
-  "model.unet.groups": 4,
-  "train.steps": 2,
-  "train.batch_size": 8,
-  "train.preview_every": 0,
-  "train.checkpoint_every": 2,
-  "sample.prompts": ("a dress", "a hat"),
-  "sample.each": 2,
-  "sample.steps": 4,
-  "sample.batch_size": 8,
-  "evaluate.batch_size": 8,
-  "evaluate.recognise.each": 0,
-}
-
-
-def flags(**changes):
-  """FIELDS as flags; in names of changes "__" stands for "."."""
-  changes = {name.replace("__", "."): v for name, v in changes.items()}
-  return [f"--config.{name}={v}" for name, v in (FIELDS | changes).items()]
-
-
-def run(stage, workdir, *more, config=CONFIG, **changes):
-  """cc-jax in this process; its exit status."""
-  where = [f"--config={config}", f"--workdir={workdir}"]
-  return cli.main([stage, *where, *flags(**changes), *more])
-
-
-def config(workdir, *more, **changes):
-  """The config that `run` gives a stage."""
-  where = [f"--config={CONFIG}", f"--workdir={workdir}"]
-  return cli.arguments(["train", *where, *flags(**changes), *more])[1]
-
-
-def picture(seed, side=16):
-  """A PNG of smooth colours, another one for each seed."""
-  rng = np.random.default_rng(seed)
-  corners = rng.uniform(0, 255, (2, 2, 3))
-  across = np.linspace(0, 1, side)
-  down = corners[0] + (corners[1] - corners[0]) * across[:, None, None]
-  pixels = down[:, 0, None] + (down[:, 1] - down[:, 0])[:, None] * (
-    across[None, :, None]
-  )
-  return images.encode_png(pixels.round().astype(np.uint8))
 
 
 def row(file, **fields):
@@ -88,6 +32,12 @@ def row(file, **fields):
     "licenseurl": LICENCE,
     "split": "train",
   } | fields
+
+
+def picture(seed, side=16):
+  """A PNG of one colour, another one for each seed."""
+  colour = np.random.default_rng(seed).integers(0, 256, 3, np.uint8)
+  return grids.encode_png(np.broadcast_to(colour, (side, side, 3)).copy())
 
 
 def write_source(folder, rows, pictures=None):
@@ -105,39 +55,17 @@ def write_source(folder, rows, pictures=None):
   return str(folder)
 
 
-def source(folder, count=18, **fields):
-  """A folder of images, every third held out, with titles in turn."""
-  pictures = {f"{i:02d}.png": picture(i) for i in range(count)}
-  rows = [
-    row(
-      name,
-      title=TITLES[i % len(TITLES)],
-      split="validation" if i % 3 == 2 else "train",
-      **fields,
-    )
-    for i, name in enumerate(pictures)
-  ]
-  return write_source(folder, rows, pictures)
+def run(stage, data, workdir, *words):
+  """`cc-jax STAGE` on the tiny config in this process; its exit status."""
+  where = f"--config={tiny.__file__}:{data}"
+  return cli.main([stage, where, f"--workdir={workdir}", *words])
 
 
-def write_vae(folder, seed=1):
-  """A random autoencoder of the quickstart's factor, as an exported folder."""
-  made = hub.config(
-    dict(
-      channels=(8, 16),
-      groups=4,
-      mid_attention=False,
-      sample_size=16,
-      scaling_factor=0.7,
-    ),
-    "autoencoder",
-  )
-  _, shapes = hub.structure("autoencoder", made)
-  hub.save(folder, "autoencoder", made, parity.scramble(shapes, seed))
+def write_checkpoint(made, step=1):
+  """Random weights as a train state of the networks of a config.
 
-
-def write_checkpoint(made, folder=None, step=2):
-  """Random weights as a train state of the networks of a config."""
+  All of them random: initial weights have zeros, which hide what is unused.
+  """
   ids = tokenize.ids(tokenize.load(made.model.tokenizer))
   networks = {
     "unet": ("unet", hub.config(made.model.unet, "unet")),
@@ -147,23 +75,34 @@ def write_checkpoint(made, folder=None, step=2):
     name: parity.scramble(hub.structure(kind, network)[1], seed)
     for seed, (name, (kind, network)) in enumerate(networks.items())
   }
-  opened = checkpoint.manager(folder or made.train.checkpoints, async_=False)
+  # Random weights hear little of a prompt; these hear much.
+  flat = tree.flatten(params)
+  for path in flat:
+    for end, gain in LOUD.items():
+      if path.endswith(end):
+        flat[path] = flat[path] * gain
+  params = tree.unflatten(flat)
+  opened = checkpoint.manager(made.train.checkpoints, async_=False)
   state = {"ema": params, "params": params, "step": np.int32(step)}
   checkpoint.save(opened, step, state, {"next_index": 0}, {})
   checkpoint.close(opened)
 
 
-@functools.cache
-def workdir():
-  """A work folder with data, latents and a checkpoint; not to be changed."""
-  folder = tempfile.mkdtemp(prefix="cc_jax_toy_")
-  source(f"{folder}/source")
-  for stage in ("catalogue", "caption"):
-    assert run(stage, folder) == 0
-  write_vae(f"{folder}/vae")
-  assert run("encode", folder) == 0
-  write_checkpoint(config(folder))
-  return folder
+def shared(factory):
+  """(data, work folder with a checkpoint) of a session; not to be changed."""
+  data, folder = tiny.shared(factory), factory.getbasetemp() / "trained"
+  return data, str(folder) if folder.exists() else trained(data, folder)
+
+
+def trained(data, workdir):
+  """A work folder with a checkpoint, as `cc-jax train` leaves one."""
+  write_checkpoint(tiny.config(data, workdir))
+  return str(workdir)
+
+
+def copy(data, folder):
+  """The tiny data in a folder of its own, to be changed."""
+  return str(shutil.copytree(data, folder))
 
 
 def contents(folder):
@@ -174,8 +113,3 @@ def contents(folder):
     for path in folder.rglob("*")
     if path.is_file()
   }
-
-
-def loaded(name):
-  """configs/NAME.py:ARG, unlocked."""
-  return configs.load(name)

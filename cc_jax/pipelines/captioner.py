@@ -17,7 +17,13 @@ def check_templates(templates: Sequence[str]) -> None:
   if not templates:
     raise ValueError("caption.templates is empty; give at least one template")
   for template in templates:
-    for _, field, _, _ in string.Formatter().parse(template):
+    try:
+      parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+      raise ValueError(
+        f"template {template!r}: {error}; write it as 'a photo of {{title}}'"
+      ) from error
+    for _, field, _, _ in parts:
       if field is not None and field not in FIELDS:
         raise ValueError(
           f"template {template!r} names {field!r}; records have "

@@ -38,6 +38,8 @@ def to_bytes(images_: Any) -> UInt8[np.ndarray, "N H W 3"]:
 
 def _samples(config: ml_collections.ConfigDict) -> Preview:
   """A grid of samples, one row a prompt, always from the same noise."""
+  # Now, and not at the first preview, which may be days away.
+  text_to_image.check(config)
   options = config.sample
   prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
   made: list[text_to_image.Model] = []

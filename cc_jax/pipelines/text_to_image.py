@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float, Int, PRNGKeyArray
 import ml_collections
 import numpy as np
 
@@ -67,13 +67,17 @@ def make(
       `config.sample` names.
 
   Raises:
-    ValueError: there is no such checkpoint, or it is of another model.
+    ValueError: there is no such checkpoint, or it is of another model, or
+      `config.sample` asks for what cannot be, as in `check`.
   """
+  check(config)
+  # Names and fields first: they are wrong more often, and cost nothing.
+  unet = hub.config(config.model.unet, "unet")
   tokenizer = tokenize.load(config.model.tokenizer)
   vae = hub.load(config.model.vae, "autoencoder")
   text = hub.open(config.model.text, "clip_text", tokenize.ids(tokenizer))
   configs = {
-    "unet": hub.config(config.model.unet, "unet"),
+    "unet": unet,
     "text": text.config,
     "vae": vae.config,
   }
@@ -83,6 +87,11 @@ def make(
   }
   if params is None:
     trains_text = config.latent_diffusion.train_text
+    if not trains_text and text.params is None:
+      raise ValueError(
+        f"model.text={config.model.text!r} has no weights; name a row of "
+        "models/published.py or a folder, or set latent_diffusion.train_text"
+      )
     trained = ("unet", "text") if trains_text else ("unet",)
     params = checkpoint.load(
       config.train.checkpoints,
@@ -98,6 +107,28 @@ def make(
   )
   params = {"vae": vae.params, "text": text.params, **params}
   return Model(design, params, configs, tokenizer)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses a `config.sample` that `generate` could not follow.
+
+  Raises:
+    ValueError: no prompts, numbers below one, a sampler that does not exist or
+      a size that the autoencoder cannot make.
+  """
+  options = config.sample
+  samplers.by_name(options.sampler)
+  if not options.prompts:
+    raise ValueError("sample.prompts is empty; give at least one prompt")
+  for name in ("each", "steps", "size", "batch_size"):
+    if options[name] < 1:
+      raise ValueError(f"sample.{name}={options[name]}; expected 1 or more")
+  factor = hub.config(config.model.vae, "autoencoder").factor
+  if options.size % factor:
+    raise ValueError(
+      f"sample.size={options.size} does not divide by {factor}, the "
+      "autoencoder's reduction"
+    )
 
 
 @functools.cache
@@ -146,7 +177,7 @@ def compiled(
 
 
 def noise(
-  key: PRNGKeyArray, indices: Sequence[int], shape: Sequence[int]
+  key: PRNGKeyArray, indices: Int[np.ndarray, "B"], shape: Sequence[int]
 ) -> Float[jax.Array, "B H W C"]:
   """Standard normal latents; image i's depend on key and i alone."""
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(indices))

@@ -33,7 +33,6 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
   log.announce(
     "caption", f"{total} images of {options.images} -> {options.folder}"
   )
-  versions.record(workdir, "caption", config)
   with log.progress(total, "caption", "images") as progress:
     counts = passes.run(
       options.folder,
@@ -50,6 +49,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
       process_count=jax.process_count(),
       progress=progress,
     )
+  versions.record(workdir, "caption", config)
   log.announce("caption", f"{counts}")
   if options.vocabulary and counts.complete:
     train_tokenizer(config, feature)

@@ -9,6 +9,9 @@ import ml_collections
 from cc_jax.core import log, versions
 from cc_jax.data import catalogue, licences, passes, sources
 
+# What decides which images are let in.
+SETTINGS = ("collection", "licence", "min_side", "max_pixels")
+
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
   """Lets in what the collection may hold, and counts what it may not.
@@ -33,7 +36,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
       "expected an id such as CC-BY-4.0 or the address of its deed"
     )
   pieces = sources.folder_pieces(
-    options.source, options.columns, options.records_per_shard
+    options.source,
+    options.columns.to_dict(),
+    options.records_per_shard,
   )
   total = sum(piece.length for piece in pieces)
   log.announce(
@@ -41,7 +46,6 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
     f"{total} rows of {options.source} -> {options.folder}, "
     f"{options.collection} collection",
   )
-  versions.record(workdir, "catalogue", config)
   with log.progress(total, "catalogue", "images") as progress:
     counts = passes.run(
       options.folder,
@@ -52,13 +56,14 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
       fn=lambda rows: [examine(row) for row in rows],
       batch_size=64,
       config={
-        key: options[key]
-        for key in ("collection", "licence", "min_side", "max_pixels")
+        **{name: options[name] for name in SETTINGS},
+        "columns": options.columns.to_dict(),
       },
-      inputs=[options.source],
+      inputs=[sources.folder_inputs(options.source)],
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       progress=progress,
     )
+  versions.record(workdir, "catalogue", config)
   log.announce("catalogue", f"{counts}")
   return counts

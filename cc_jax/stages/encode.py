@@ -36,7 +36,6 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
     f"{total} images of {options.images} at {options.size} pixels "
     f"-> {options.folder}",
   )
-  versions.record(workdir, "encode", config)
   with log.progress(total, "encode", "images") as progress:
     counts = passes.run(
       options.folder,
@@ -62,5 +61,6 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
       process_count=jax.process_count(),
       progress=progress,
     )
+  versions.record(workdir, "encode", config)
   log.announce("encode", f"{counts}")
   return counts

@@ -10,7 +10,7 @@ import numpy as np
 
 from cc_jax.core import checkpoint, files, log, tree, versions
 from cc_jax.data import aligned, shards, tokenize
-from cc_jax.diffusion import samplers, scheduler_config
+from cc_jax.diffusion import scheduler_config
 from cc_jax.models import hub
 from cc_jax.pipelines import encoder, text_to_image
 
@@ -63,8 +63,11 @@ def pipeline(
   Its scheduler is the config's sampler, so that it gives our images.
   """
   sample = config.sample
-  samplers.by_name(sample.sampler)
   model = text_to_image.make(config)
+  recipe = scheduler_config.write(
+    sample.sampler, model.design.schedule, prediction=model.design.prediction
+  )
+  readme = card(config)
   folders = {"unet": "unet", "text": "text_encoder", "vae": "vae"}
   side = sample.size // model.configs["vae"].factor
   sizes = {"unet": side, "vae": sample.size}
@@ -75,14 +78,11 @@ def pipeline(
       part_config = dataclasses.replace(part_config, sample_size=sizes[part])
     hub.save(f"{folder}/{folders[part]}", kind, part_config, model.params[part])
   tokenize.save(model.tokenizer, f"{folder}/tokenizer")
-  recipe = scheduler_config.write(
-    sample.sampler, model.design.schedule, prediction=model.design.prediction
-  )
   files.write_json(
     f"{folder}/scheduler/scheduler_config.json",
     {**recipe, "_diffusers_version": DIFFUSERS},
   )
-  files.write_atomic(f"{folder}/README.md", card(config))
+  files.write_atomic(f"{folder}/README.md", readme)
   scheduler = ["diffusers", recipe["_class_name"]]
   files.write_json(
     f"{folder}/model_index.json", {**INDEX, "scheduler": scheduler}

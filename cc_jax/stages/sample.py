@@ -26,7 +26,6 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
     f"{len(prompts)} images of {options.size} pixels, "
     f"{options.sampler} {options.steps} steps, guidance {options.guidance}",
   )
-  versions.record(workdir, "sample", config)
   with (
     sharding.use_all_devices(options.batch_size),
     log.progress(len(prompts), "sample", "images") as progress,
@@ -38,6 +37,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
       **preview.arguments(config),
       progress=progress,
     )
+  versions.record(workdir, "sample", config)
   if log.is_first():
     grid = grids.grid(preview.to_bytes(found), options.each, labels=prompts)
     files.write_atomic(options.picture, grids.encode_png(grid))

@@ -41,10 +41,11 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
   """
   options = config.train
   mesh = sharding.make_mesh(**options.mesh)
-  steps.check_batch(options, mesh)
+  steps.check(options, mesh)
   task = tasks.make(config)
   source = tasks.source(task, options.folders, options.split)
   init, update = steps.make(config, task)
+  draw = preview.make(config) if options.preview_every else None
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     key = jax.random.key(config.seed)
@@ -84,18 +85,18 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
     if first >= options.steps:
       log.summary("train", {"steps done before": first})
       return state
-    versions.record(workdir, "train", config)
-    checkpoints = checkpoint.manager(options.checkpoints, keep=options.keep)
-    stack.callback(checkpoint.close, checkpoints)
-    writers = log.open_writers(workdir, step=first)
-    stack.callback(log.close_writers, writers)
-    draw = preview.make(config) if options.preview_every else None
-
     rows = next(batches)
     started, queue = time.perf_counter(), collections.deque()
     batch = sharding.put_batch(rows, mesh)
     compiled = steps.compile_update(update, state, loss, batch)
     describe(compiled, time.perf_counter() - started)
+
+    # Nothing is written until all that can be refused has been.
+    versions.record(workdir, "train", config)
+    checkpoints = checkpoint.manager(options.checkpoints, keep=options.keep)
+    stack.callback(checkpoint.close, checkpoints)
+    writers = log.open_writers(workdir, step=first)
+    stack.callback(log.close_writers, writers)
     started = time.perf_counter()
     advance = stack.enter_context(
       log.progress(options.steps, "train", "steps", start=first)

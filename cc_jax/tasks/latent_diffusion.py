@@ -9,7 +9,6 @@ times the storage of the latents.
 
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -18,7 +17,7 @@ import ml_collections
 from cc_jax.core import tree
 from cc_jax.data import tokenize
 from cc_jax.diffusion import schedule as schedules
-from cc_jax.models import hub
+from cc_jax.models import hub, layers
 from cc_jax.tasks import task
 
 
@@ -31,10 +30,11 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   options, train = config.latent_diffusion, config.train
   schedule = schedules.Schedule(**config.model.schedule)
   schedules.check_prediction(schedule, config.model.prediction)
+  check(options)
+  unet_config = hub.config(config.model.unet, "unet")
   tokenizer = tokenize.load(config.model.tokenizer)
   vae = hub.load(config.model.vae, "autoencoder")
   text = hub.open(config.model.text, "clip_text", tokenize.ids(tokenizer))
-  unet_config = hub.config(config.model.unet, "unet")
   unet, _ = hub.structure(
     "unet", unet_config, dtype=train.dtype, remat=train.remat
   )
@@ -45,16 +45,16 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     if text.params is None:
       raise ValueError(
         f"model.text={config.model.text!r} has no weights; name a row of "
-        "models/hub.py or a folder, or set latent_diffusion.train_text"
+        "models/published.py or a folder, or set latent_diffusion.train_text"
       )
     frozen["text"] = tree.cast(text.params, train.dtype)
 
   def init(key: PRNGKeyArray) -> dict[str, Any]:
     key_unet, key_text = jax.random.split(key)
-    make_unet = hub.make("unet", unet_config, rngs=nnx.Rngs(key_unet))
+    make_unet = hub.make("unet", unet_config, rngs=layers.keys(key_unet))
     params = {"unet": tree.split(make_unet)[1]}
     if options.train_text:
-      made = hub.make("clip_text", text.config, rngs=nnx.Rngs(key_text))
+      made = hub.make("clip_text", text.config, rngs=layers.keys(key_text))
       params["text"] = tree.split(made)[1]
     return params
 
@@ -98,6 +98,17 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     },
     parts=parts,
   )
+
+
+def check(options: ml_collections.ConfigDict) -> None:
+  """Refuses numbers of `config.latent_diffusion` that mean nothing."""
+  if not 0 <= options.drop_caption <= 1:
+    raise ValueError(
+      f"drop_caption={options.drop_caption}; expected a share from 0 to 1"
+    )
+  for name in ("offset_noise", "min_snr_gamma"):
+    if options[name] < 0:
+      raise ValueError(f"{name}={options[name]}; expected 0 (off) or more")
 
 
 def sample_latent(

@@ -13,6 +13,7 @@ import ml_collections
 import optax
 
 from cc_jax.core import optim, sharding
+from cc_jax.models import layers
 from cc_jax.tasks import task as tasks
 
 
@@ -87,10 +88,10 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
     metrics = {
       "loss": value,
       **metrics,
-      "grad_norm": optax.global_norm(grads),
+      "grad_norm": optax.tree.norm(grads),
       # Of the new weights: the only sign of an update that ruined them while
       # the loss before it was fine.
-      "param_norm": optax.global_norm(params),
+      "param_norm": optax.tree.norm(params),
       "lr": rate(state.step),
     }
     return State(state.step + 1, params, ema, opt), metrics
@@ -110,23 +111,28 @@ def compile_update(
   return jitted.lower(state, loss, batch).compile()
 
 
-def check_batch(options: Any, mesh: jax.sharding.Mesh) -> None:
-  """Refuses a batch that does not divide over devices and micro-batches.
+def check(options: Any, mesh: jax.sharding.Mesh) -> None:
+  """Refuses numbers that no run can have, before anything is written.
 
   Args:
     options: `config.train`.
     mesh: that the batch is split over.
 
   Raises:
-    ValueError: it does not.
+    ValueError: a batch that does not divide over devices and micro-batches, a
+      number of steps, checkpoints or micro-batches below one, or an unknown
+      `remat`.
   """
-  ways = sharding.batch_ways(mesh)
-  if options.batch_size < 1 or options.batch_size % ways:
+  names = ("steps", "accumulate", "log_every", "checkpoint_every", "keep")
+  for name in names:
+    if options[name] < 1:
+      raise ValueError(f"train.{name}={options[name]}; expected 1 or more")
+  layers.checkpointed(jnp.sum, options.remat)
+  size, ways = options.batch_size, sharding.batch_ways(mesh)
+  if size < 1 or size % ways:
+    raise ValueError(f"batch_size={size} does not divide over {ways} devices")
+  if size % (ways * options.accumulate):
     raise ValueError(
-      f"batch_size={options.batch_size} does not divide over {ways} devices"
-    )
-  if options.accumulate < 1 or options.batch_size % (ways * options.accumulate):
-    raise ValueError(
-      f"batch_size={options.batch_size} does not divide over {ways} devices "
-      f"times accumulate={options.accumulate}"
+      f"batch_size={size} does not divide over {ways} devices times "
+      f"accumulate={options.accumulate}"
     )

@@ -16,6 +16,9 @@ FOLDERS = {"unet": "unet", "text": "text_encoder", "vae": "vae"}
 
 TASKS = ("autoencoder", "latent_diffusion")
 
+# Of the computation. float16 would need the loss to be scaled.
+DTYPES = ("float32", "bfloat16")
+
 
 class Task(NamedTuple):
   """What the train loop needs to know of a model.
@@ -43,11 +46,13 @@ def make(config: ml_collections.ConfigDict) -> Task:
   """The task that `config.train.task` names.
 
   Raises:
-    ValueError: there is no such task.
+    ValueError: there is no such task, or it does not compute in that type.
   """
-  name = config.train.task
+  name, dtype = config.train.task, config.train.dtype
   if name not in TASKS:
     raise ValueError(f"unknown task {name!r}; tasks/ has {', '.join(TASKS)}")
+  if dtype not in DTYPES:
+    raise ValueError(f"train.dtype={dtype!r}; expected {' or '.join(DTYPES)}")
   return importlib.import_module(f"cc_jax.tasks.{name}").make(config)
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -10,7 +9,7 @@ import parity
 import pytest
 
 from cc_jax.core import sharding, tree
-from cc_jax.models import unet
+from cc_jax.models import layers, unet
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def test_averages_and_moments_lie_as_their_weights(mesh):
 
 def test_every_weight_of_sd2_has_a_valid_layout(mesh):
   _, shapes = parity.abstract(
-    lambda: unet.UNet2DCondition(unet.SD2, rngs=nnx.Rngs(0))
+    lambda: unet.UNet2DCondition(unet.SD2, rngs=layers.keys(0))
   )
   layouts = tree.flatten(sharding.layouts(shapes, mesh))
   local, split = 0, 0

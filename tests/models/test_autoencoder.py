@@ -4,7 +4,6 @@
 import dataclasses
 
 import diffusers
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from cc_jax.core import convert, tree
-from cc_jax.models import autoencoder
+from cc_jax.models import autoencoder, layers
 
 TWO = autoencoder.Config(channels=(8, 16), groups=4)
 # Levels, channels that are odd, blocks a level, no attention, free in and out.
@@ -30,7 +29,7 @@ CONFIGS = {
 
 
 def make(config, **options):
-  return autoencoder.AutoencoderKL(config, rngs=nnx.Rngs(0), **options)
+  return autoencoder.AutoencoderKL(config, rngs=layers.keys(0), **options)
 
 
 def weights(config):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 import transformers
 
 from cc_jax.core import convert, tree
-from cc_jax.models import clip
+from cc_jax.models import clip, layers
 
 TINY = clip.TextConfig(
   vocabulary=99,
@@ -33,7 +32,7 @@ THEIRS = {
 
 
 def make(config):
-  return clip.Text(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  return clip.Text(config, dtype=jnp.float32, rngs=layers.keys(0))
 
 
 def captions(config, length, pad):
@@ -52,7 +51,7 @@ def captions(config, length, pad):
 def random(config, dtype=jnp.float32):
   """A tower with random weights, and the weights; nothing is compiled."""
   structure, shapes = parity.abstract(
-    lambda: clip.Text(config, dtype=dtype, rngs=nnx.Rngs(0))
+    lambda: clip.Text(config, dtype=dtype, rngs=layers.keys(0))
   )
   params = parity.scramble(shapes)
   return tree.merge(structure, params), params

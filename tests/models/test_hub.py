@@ -13,7 +13,7 @@ import parity
 import pytest
 
 from cc_jax.core import tree
-from cc_jax.models import autoencoder, clip, hub, unet
+from cc_jax.models import autoencoder, clip, hub, lpips, published, unet
 
 TINY = {
   "unet": unet.Config(
@@ -28,11 +28,13 @@ TINY = {
   "clip_text": clip.TextConfig(
     vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=8
   ),
+  "lpips": lpips.Config(channels=(4, 4, 6, 8, 8)),
 }
 FILES = {
   "unet": "diffusion_pytorch_model.safetensors",
   "autoencoder": "diffusion_pytorch_model.safetensors",
   "clip_text": "model.safetensors",
+  "lpips": "model.safetensors",
 }
 
 
@@ -100,8 +102,13 @@ def test_a_network_is_named_by_preset_row_folder_or_fields(saved):
 
 
 def test_every_row_names_a_preset_of_its_kind():
-  assert {"sd2/unet", "sd2/vae", "sd2/text", "sdxl/text_2"} <= hub.TABLE.keys()
-  for name, entry in hub.TABLE.items():
+  assert {
+    "sd2/unet",
+    "sd2/vae",
+    "sd2/text",
+    "sdxl/text_2",
+  } <= published.TABLE.keys()
+  for name, entry in published.TABLE.items():
     assert isinstance(
       hub.config(name, entry.kind), hub.KINDS[entry.kind].config
     )
@@ -148,7 +155,7 @@ def test_a_row_is_fetched_once_by_its_folder(saved, tmp_path, monkeypatch):
     return str(tmp_path)
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-  entry = hub.TABLE["sd2/text"]
+  entry = published.TABLE["sd2/text"]
   with pytest.raises(
     ValueError, match=r"sd2/text is another clip_text: .*width=16 "
   ):

@@ -25,7 +25,7 @@ KINDS = {"dtype": jnp.float32}
 
 def build(make, module, names=unet.NAMES):
   """Our layer with the weights of theirs, by the table of the U-Net."""
-  structure, shapes = parity.abstract(lambda: make(nnx.Rngs(0)))
+  structure, shapes = parity.abstract(lambda: make(layers.keys(0)))
   return tree.merge(structure, parity.adopt(module, shapes, names))
 
 
@@ -97,7 +97,7 @@ def test_causal_attention_is_torch():
 def test_gated_mlp_is_the_feed_forward_of_diffusers():
   theirs = their_attention.FeedForward(8, activation_fn="geglu")
   structure, shapes = parity.abstract(
-    lambda: {"mlp": layers.MLP(8, 32, gated=True, rngs=nnx.Rngs(0), **KINDS)}
+    lambda: {"mlp": layers.MLP(8, 32, gated=True, rngs=layers.keys(0), **KINDS)}
   )
   names = tuple(
     (new, old.removeprefix("ff.")) for new, old in unet.NAMES if "mlp" in new
@@ -189,8 +189,8 @@ def test_activations_are_those_of_torch(name, theirs):
 def test_norms_of_half_precision_have_float32_statistics():
   x = (1000 + normal(1, 4, 4, 8)).astype(np.float32)
   exact = jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)
-  norm = layers.group_norm(8, 2, 1e-5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-  full = layers.group_norm(8, 2, 1e-5, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  norm = layers.group_norm(8, 2, 1e-5, dtype=jnp.bfloat16, rngs=layers.keys(0))
+  full = layers.group_norm(8, 2, 1e-5, dtype=jnp.float32, rngs=layers.keys(0))
   ours = norm(exact.astype(jnp.bfloat16))
   assert ours.dtype == jnp.bfloat16
   parity.check(ours.astype(jnp.float32), full(exact), 0.01)
@@ -208,7 +208,7 @@ class Shift(nnx.Module):
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_scan_is_one_block_after_another(remat):
-  blocks = layers.stack(Shift, 4, nnx.Rngs(0))
+  blocks = layers.stack(Shift, 4, layers.keys(0))
   biases = np.asarray(blocks.bias[...])
   assert biases.shape == (4, 3)
   assert len(np.unique(biases)) == 12

