@@ -42,7 +42,7 @@ def get_config(arg: str = "unet") -> ConfigDict:
   config.name = "digits"
   # XLA's convolutions use one core each, so a batch is split over two devices.
   config.cpu_devices = 2
-  config.encode.size = config.sample.size = config.autoencoder.size = 16
+  config.encode.size = config.sample.size = config.autoencoder.size = 8
   config.encode.tokens = 16
   config.train.dtype = "float32"
   config.train.log_every = 50
@@ -55,7 +55,7 @@ def get_config(arg: str = "unet") -> ConfigDict:
 def autoencoder(config: ConfigDict) -> ConfigDict:
   config.model.vae = ConfigDict(
     dict(
-      channels=(16, 32, 32),
+      channels=(32, 64),
       layers_per_block=1,
       groups=8,
       mid_attention=False,
@@ -63,12 +63,12 @@ def autoencoder(config: ConfigDict) -> ConfigDict:
   )
   config.train.task = "autoencoder"
   config.train.folders = ("{workdir}/../catalogue",)
-  config.train.steps = 500
+  config.train.steps = 400
   config.train.batch_size = 32
   config.train.lr = 4e-3
   config.train.ema_decay = 0.99
-  config.train.checkpoint_every = 250
-  config.train.preview_every = 500
+  config.train.checkpoint_every = 200
+  config.train.preview_every = 400
   config.export.folder = "{workdir}/../vae"
   return config
 
@@ -104,13 +104,13 @@ def unet(config: ConfigDict) -> ConfigDict:
     )
   )
 
-  config.train.steps = 900
-  config.train.batch_size = 128
-  config.train.lr = 3e-3
+  config.train.steps = 1000
+  config.train.batch_size = 64
+  config.train.lr = 2e-3
   config.train.ema_decay = 0.995
   config.train.ema_warmup = True
-  config.train.checkpoint_every = 450
-  config.train.preview_every = 450
+  config.train.checkpoint_every = 500
+  config.train.preview_every = 500
   config.latent_diffusion.train_text = True
   config.latent_diffusion.stratified = True
 

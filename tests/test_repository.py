@@ -27,7 +27,6 @@ MACHINE = re.compile("[\"' =]/(wo" + "rk|ho" + "me|Us" + "ers|ro" + "ot)/")
 # Modules without a test file of their own, and what tests them.
 ELSEWHERE = {
   "core/config": "tests/test_cli.py",
-  "core/versions": "tests/test_cli.py: what a run records of itself",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
   "data/ledger": "tests/data/test_passes.py",
   "data/records": "tests/data/test_shards.py",
@@ -36,9 +35,6 @@ ELSEWHERE = {
   "models/unet_blocks": "tests/models/test_unet.py",
   "pipelines/captioner": "tests/tiny.py: how most tests of stages begin",
   "pipelines/encoder": "tests/tiny.py",
-  "pipelines/preview": "tests/stages/test_train.py",
-  "quickstart": "tests/test_notebooks.py, on what it leaves",
-  "stages/bench": "tests/test_cli.py",
   "stages/caption": "tests/tiny.py",
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",
   "stages/encode": "tests/tiny.py",

@@ -55,7 +55,7 @@ def measure_step(config: ml_collections.ConfigDict) -> dict[str, float]:
   """
   options = config.train
   mesh = sharding.make_mesh(**options.mesh)
-  steps.check_batch(options, mesh)
+  steps.check(options, mesh)
   task = tasks.make(config)
   source = tasks.source(task, options.folders, options.split)
   step = steps.make(config, task)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import pathlib
+import platform
+import subprocess
+
+import ml_collections
+import numpy as np
+
+from cc_jax.core import versions
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_code_names_the_revision_and_the_packages_that_ran():
+  code = versions.code()
+  assert code["packages"]["python"] == platform.python_version()
+  assert code["packages"]["numpy"] == np.__version__
+  assert {"cc_jax", "jax", "flax", "grain"} <= code["packages"].keys()
+  # What only tests need decides nothing.
+  assert "torch" not in code["packages"]
+  revision = code["revision"].removesuffix("-dirty")
+  if (ROOT / ".git").exists():
+    command = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert revision == head.stdout.strip()
+  else:
+    assert revision == ""
+
+
+def test_a_record_has_each_stage_as_it_ran_last(tmp_path):
+  config = ml_collections.ConfigDict({"a": {"b": (1, 2)}, "seed": 1})
+  versions.record(str(tmp_path), "encode", config)
+  versions.record(str(tmp_path), "train", config)
+  config.seed = 2
+  versions.record(str(tmp_path), "train", config)
+  stages = json.loads((tmp_path / "config.json").read_text())
+  assert list(stages) == ["encode", "train"]
+  assert stages["encode"]["config"] == {"a": {"b": [1, 2]}, "seed": 1}
+  assert stages["train"]["config"]["seed"] == 2
+  assert stages["train"]["packages"] == versions.code()["packages"]

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every stage on real photographs, by the commands that a user types."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import toys
+
+from cc_jax import cli
+from cc_jax.core import checkpoint, tree
+from cc_jax.data import aligned, images, shards
+from cc_jax.models import hub
+
+ROOT = pathlib.Path(__file__).parents[1]
+PHOTOGRAPHS = ROOT.parent / "shared/data/clothing"
+COUNT, HELD_OUT = 40, 8
+
+pytestmark = pytest.mark.skipif(
+  not (PHOTOGRAPHS / "metadata.jsonl").exists(), reason=f"no {PHOTOGRAPHS}"
+)
+
+# So small that it runs in seconds; batches divide over eight devices.
+SMALL = {
+  "train.steps": 3,
+  "train.batch_size": 8,
+  "train.warmup": 1,
+  "train.log_every": 1,
+  "train.checkpoint_every": 2,
+}
+AUTOENCODER = {"model.vae.channels": "(8,8,16,16)", "train.preview_every": 3}
+UNET = {
+  "catalogue.records_per_shard": 16,
+  "encode.batch_size": 16,
+  "model.unet.channels": "(16,32)",
+  "model.unet.attention": "(False,True)",
+  # A program for eight devices takes long to compile: `sample` has one more.
+  "train.preview_every": 0,
+  "model.text.width": 32,
+  "model.unet.source_width": 32,
+  "sample.prompts": "('a photo of a hat','a photo of a dress')",
+  "sample.each": 2,
+  "sample.steps": 3,
+  "sample.batch_size": 8,
+  "evaluate.batch_size": 8,
+}
+
+
+def cc_jax(stage, part, workdir, **fields):
+  flags = SMALL | {"autoencoder": AUTOENCODER, "unet": UNET}[part] | fields
+  config = f"--config={ROOT}/configs/clothing.py:{part}"
+  words = [f"--config.{name}={value}" for name, value in flags.items()]
+  return cli.main([stage, config, f"--workdir={workdir}", *words])
+
+
+def write_source(folder):
+  """40 of the photographs, in folders of their own as a user has them."""
+  lines = (PHOTOGRAPHS / "metadata.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines[:: len(lines) // COUNT]][:COUNT]
+  for i, row in enumerate(rows):
+    row["split"] = "validation" if i % (COUNT // HELD_OUT) == 0 else "train"
+  names = [row["file_name"] for row in rows]
+  toys.write_source(
+    folder, rows, {name: (PHOTOGRAPHS / name).read_bytes() for name in names}
+  )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("clothing")
+  write_source(folder / "source")
+  source = {"catalogue.source": f"{folder}/source"}
+  assert cc_jax("catalogue", "unet", folder, **source) == 0
+  assert cc_jax("caption", "unet", folder) == 0
+  assert cc_jax("train", "autoencoder", folder / "autoencoder") == 0
+  assert cc_jax("export", "autoencoder", folder / "autoencoder") == 0
+  for stage in ("encode", "train", "sample", "evaluate", "export"):
+    assert cc_jax(stage, "unet", folder) == 0
+  return folder
+
+
+def test_every_photograph_enters_with_its_licence(workdir):
+  dataset = shards.open(workdir / "catalogue")
+  counts = dataset.provenance["counts"]
+  assert counts["read"] == counts["kept"] == COUNT
+  assert counts["licences"] == {"CC0-1.0": COUNT}
+  assert {s: sum(n) for s, n in dataset.splits.items()} == {
+    "train": COUNT - HELD_OUT,
+    "validation": HELD_OUT,
+  }
+  record = aligned.source([dataset], "train")[0]
+  assert min(record["height"], record["width"]) >= 64
+  assert record["page_url"].startswith("https://")
+
+
+def test_captions_and_latents_stand_beside_the_photographs(workdir):
+  folders = [workdir / name for name in ("catalogue", "captions", "latents")]
+  datasets = [shards.open(folder) for folder in folders]
+  record = aligned.source(datasets, "train")[0]
+  assert record["title"] in record["caption_title"]
+  assert record["latent_mean"].shape == (8, 8, 8)
+  assert record["tokens"].shape == (16,)
+  made = hub.load(str(workdir / "vae"), "autoencoder")
+  weights = datasets[2].provenance["weights"]
+  assert weights["latent_mean"] == made.hash
+
+
+def test_latents_have_unit_variance_once_scaled(workdir):
+  source = aligned.source([shards.open(workdir / "latents")], "train")
+  mean = np.stack([source[i]["latent_mean"] for i in range(len(source))])
+  factor = hub.load(str(workdir / "vae"), "autoencoder").config.scaling_factor
+  assert 0.3 < mean.astype(np.float32).std() * factor < 1.1
+
+
+def test_training_leaves_a_checkpoint_curves_and_previews(workdir):
+  for folder in (workdir, workdir / "autoencoder"):
+    assert checkpoint.latest_step(folder / "checkpoints") == 3
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    assert list((folder / "tensorboard").iterdir())
+  preview = (workdir / "autoencoder/previews/0000003.png").read_bytes()
+  assert images.decode(preview).shape > (128, 64, 3)
+  ema = tree.flatten(checkpoint.load(workdir / "checkpoints", "ema"))
+  params = tree.flatten(checkpoint.load(workdir / "checkpoints", "params"))
+  assert {path.split(".")[0] for path in params} == {"unet", "text"}
+  # Both networks learn, and the average is not the weights.
+  for part in ("unet", "text"):
+    assert any(
+      np.abs(ema[path] - params[path]).max() > 0
+      for path in params
+      if path.startswith(part)
+    )
+
+
+def test_samples_numbers_and_settings_are_there(workdir):
+  picture = images.decode((workdir / "samples.png").read_bytes())
+  assert picture.shape > (128, 128, 3)
+  metrics = json.loads((workdir / "metrics.json").read_text())
+  assert 0 < metrics["validation_loss"] < 10
+  stages = json.loads((workdir / "config.json").read_text())
+  assert set(stages) >= {"catalogue", "caption", "encode", "train", "sample"}
+  assert stages["train"]["config"]["train"]["steps"] == 3
+  assert "jax" in stages["train"]["packages"]
+
+
+def test_the_export_is_the_checkpoint(workdir):
+  expected = tree.flatten(checkpoint.load(workdir / "checkpoints", "ema"))
+  loaded = hub.load(str(workdir / "export/unet"), "unet")
+  for path, leaf in tree.flatten(loaded.params).items():
+    np.testing.assert_array_equal(leaf, expected[f"unet.{path}"])
+  card = (workdir / "export/README.md").read_text()
+  assert f"| CC0-1.0 | {COUNT} |" in card
+
+
+def test_every_stage_run_again_finds_all_done(workdir, capsys):
+  before = toys.contents(workdir / "latents")
+  source = {"catalogue.source": f"{workdir}/source"}
+  for stage, words in (
+    ("catalogue", "wrote 0 shards, skipped 3 as done"),
+    ("caption", "is there already"),
+    ("encode", "wrote 0 shards, skipped 3 as done"),
+    ("train", "3 steps done before"),
+  ):
+    fields = source if stage == "catalogue" else {}
+    assert cc_jax(stage, "unet", workdir, **fields) == 0
+    assert words in capsys.readouterr().out
+  assert toys.contents(workdir / "latents") == before
