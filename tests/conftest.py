@@ -20,6 +20,8 @@ import jaxtyping
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+# Made now, since a stage that a test runs would make as many as its config has.
+jax.devices()
 jaxtyping.install_import_hook("cc_jax", "beartype.beartype")
 
 

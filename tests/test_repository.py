@@ -26,19 +26,15 @@ SUPPRESSION = re.compile(
 MACHINE = re.compile("[\"' =]/(wo" + "rk|ho" + "me|Us" + "ers|ro" + "ot)/")
 # Modules without a test file of their own, and what tests them.
 ELSEWHERE = {
-  "core/config": "tests/test_cli.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
   "data/ledger": "tests/data/test_passes.py",
   "data/records": "tests/data/test_shards.py",
   "models/attention": "tests/models/test_layers.py",
   "models/published": "tests/models/test_hub.py: the rows of its table",
   "models/unet_blocks": "tests/models/test_unet.py",
-  "pipelines/captioner": "tests/tiny.py: how most tests of stages begin",
-  "pipelines/encoder": "tests/tiny.py",
   "stages/caption": "tests/tiny.py",
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",
   "stages/encode": "tests/tiny.py",
-  "stages/sample": "tests/test_cli.py",
 }
 # Groups of a config that base.py does not have, and the stage that reads them.
 GROUPS = {"quickstart": "cc_jax/quickstart.py"}

@@ -45,14 +45,16 @@ def load(where: str) -> ml_collections.ConfigDict:
 def parse(text: str, old: Any, name: str) -> Any:
   """The value of a flag, in the type that the field has."""
   try:
-    if old is None or isinstance(old, str):
+    if isinstance(old, str):
+      return text
+    if old is None:
       return None if text == "None" else text
     value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     if isinstance(old, float) and type(value) is int:
       value = float(value)
     if isinstance(old, tuple) and isinstance(value, list):
       value = tuple(value)
-    if value is not None and type(value) is not type(old):
+    if type(value) is not type(old):
       raise ValueError
   except (ValueError, SyntaxError):
     kind = type(old).__name__

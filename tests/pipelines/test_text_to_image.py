@@ -4,6 +4,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -87,7 +88,7 @@ def test_guidance_one_is_no_guidance(model, generate):
       text_to_image.KINDS, model.design[:3], strict=True
     )
   )
-  states = text(ids).hidden
+  states = text(jnp.asarray(ids)).hidden
   xt = text_to_image.noise(jax.random.key(0), np.arange(2), (8, 8, 4))
   z = samplers.dpm_solver_pp(
     lambda xt, t: unet(xt, t, states), xt, model.design.schedule, steps=3
