@@ -47,6 +47,7 @@ setuptools.setup(
       "import-linter>=2.16",
       "nbclient>=0.11",
       "pytest>=9.2",
+      "pytest-xdist>=3.8",
       "ruff>=0.17.6",
       "torch==2.13.0",
     ],

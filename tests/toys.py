@@ -113,3 +113,14 @@ def contents(folder):
     for path in folder.rglob("*")
     if path.is_file()
   }
+
+
+def check_refused(capsys, status, *words):
+  """One line on stderr with all of the words, and exit status 2."""
+  err = capsys.readouterr().err
+  assert status == 2, err
+  assert err.startswith("cc-jax: ")
+  assert err.endswith("\n")
+  assert err.count("\n") == 1
+  for word in words:
+    assert word in err, err
