@@ -110,7 +110,8 @@ def start(config: ml_collections.ConfigDict, hosts: int) -> None:
   """
   import jax
 
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  for name in ("absl", "huggingface_hub"):
+    logging.getLogger(name).setLevel(logging.ERROR)
   # A notebook or a test that calls `main` has made its devices already.
   with contextlib.suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)

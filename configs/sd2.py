@@ -10,7 +10,7 @@ the last 50,000. Gradients are clipped here, and norms and biases not decayed:
 
   cc-jax train --config=configs/sd2.py:256 --workdir=gs://BUCKET/sd2-256
   cc-jax train --config=configs/sd2.py:512 --workdir=gs://BUCKET/sd2-512 \
-    --config.train.init=gs://BUCKET/sd2-256/export
+    --config.train.init=sd2-256-export   # a local copy, on every host
 """
 
 import base

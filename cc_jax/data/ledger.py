@@ -47,8 +47,11 @@ def begin(folder: str, settings: Mapping[str, Any]) -> Ledger:
   # As it will be read back: tuples become lists.
   settings = json.loads(files.to_json(settings))
   path = os.path.join(folder, FOLDER, "pass.json")
+  # Listed first: another process may begin the pass and write its first shard
+  # between the two looks.
+  foreign = set(files.listing(folder)) - {FOLDER}
   if not files.path(path).exists():
-    if foreign := set(files.listing(folder)) - {FOLDER}:
+    if foreign:
       raise ValueError(
         f"{folder} is not empty (it has {min(foreign)}) and no pass began it; "
         "name another folder, or empty this one"

@@ -46,7 +46,8 @@ def test_every_task_starts_from_float32_weights_by_the_names_of_its_parts(
   found = tasks.make(made)
   shapes = jax.eval_shape(found.init, jax.random.key(0))
   assert shapes.keys() == found.parts.keys()
-  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.float32}
+  types = {leaf.dtype for leaf in jax.tree.leaves(shapes)}
+  assert types == {np.dtype(np.float32)}
   assert tasks.FOLDERS.keys() >= shapes.keys()
 
 
