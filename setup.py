@@ -45,6 +45,8 @@ setuptools.setup(
       "beartype>=0.23",
       "diffusers>=0.42.1",
       "import-linter>=2.16",
+      "ipykernel>=7",
+      "matplotlib>=3.11",
       "nbclient>=0.11",
       "pytest>=9.2",
       "pytest-xdist>=3.8",
