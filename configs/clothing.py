@@ -21,12 +21,10 @@ and a licence for each: --config.catalogue.source=FOLDER.
 An autoencoder (64 pixels to 8 x 8 latents of 8 channels), then a U-Net and a
 text tower trained together on captions made of the titles.
 
-Seen on two cores that others used, too: catalogue and captions 20 seconds;
-the autoencoder 1.2 steps a second, absolute error 0.22 to 0.25 (of 2) after
-80 to 100; latents 30 seconds; the U-Net 1.1 steps a second, loss 0.63 after 20
-and 0.44 after 60; 64 samples 30 seconds. So about half an hour for all. After
-60 steps a sample is a dark shape on a light ground; the full 800 have not been
-run yet. More are --config.train.steps=N.
+Seen on two cores: catalogue and captions 20 seconds; the autoencoder 2.5 steps
+a second, encoding 30 seconds; the U-Net 1.8 steps a second, compiled in 27
+seconds. So about a quarter of an hour for all. The full 600 and 800 steps have
+not been run yet, only 150 and 160. More are --config.train.steps=N.
 """
 
 import base
