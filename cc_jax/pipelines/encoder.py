@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from cc_jax.core import sharding, tree
@@ -99,8 +98,8 @@ def make(
       if isinstance(cover, passes.Reject)
       else {
         "key": example["key"],
-        "latent_mean": mean[row].astype(ml_dtypes.bfloat16),
-        "latent_std": std[row].astype(ml_dtypes.bfloat16),
+        "latent_mean": mean[row],
+        "latent_std": std[row],
         "size": cover.size,
         "crop": cover.crop,
         "bucket": np.array((size, size), np.int32),

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from cc_jax.core import checkpoint, files, log, sharding, versions
-from cc_jax.data import aligned, images, shards
+from cc_jax.data import aligned, images, loader, shards
 from cc_jax.metrics import recognition
 from cc_jax.pipelines import preview, text_to_image
 from cc_jax.tasks import task as tasks
@@ -60,18 +60,22 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
     None if config.sample.step < 0 else config.sample.step,
   )
   loss = jax.jit(lambda loss, *args: loss(*args)[0])
-  total = 0.0
-  for start in range(0, len(source), options.batch_size):
-    rows = range(start, min(start + options.batch_size, len(source)))
-    examples = [source[row] for row in rows]
-    if task.transform:
-      examples = [task.transform(example) for example in examples]
-    batch = {
-      name: np.stack([example[name] for example in examples])
-      for name in task.features
-    }
+  # As stored and once: every host sees all records, the last batch is short.
+  batches = loader.batches(
+    source,
+    batch_size=options.batch_size,
+    seed=0,
+    shuffle=False,
+    repeat=False,
+    transform=task.transform,
+  )
+  total, start = 0.0, 0
+  for batch in batches:
+    rows = len(next(iter(batch.values())))
     key = jax.random.fold_in(jax.random.key(0), start)
-    total += len(rows) * float(loss(task.loss, params, batch, key))
+    total += rows * float(loss(task.loss, params, batch, key))
+    start += rows
+  batches.close()
   return total / len(source)
 
 
