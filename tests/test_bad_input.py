@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user gets wrong is one line, and nothing is written."""
 
+import os
+
 import pytest
+import tiny
 import toys
 
 

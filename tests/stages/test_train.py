@@ -123,7 +123,8 @@ def test_kills_came_before_the_end_and_all_but_the_last_save_survived(
   _, (in_a_save, terminated, between, ended) = interrupted
   assert in_a_save[0] == between[0] == -signal.SIGKILL
   assert in_a_save[3] <= terminated[3] <= between[3] < STEPS
-  assert between[3] % EVERY == 0
+  # A save is written beside the steps, so the kill may have come before its end.
+  assert between[3] % EVERY == 0 or between[3] == terminated[3]
   assert "0 done before" not in ended[1]
 
 
