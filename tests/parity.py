@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cc_jax.core import convert, tree
+from cc_jax.core import config_json, convert, tree
 
 LAYER = 2e-5
 MODEL = 1e-4
@@ -48,7 +48,7 @@ def save(folder, params, config, names, table, stem):
   convert.save_folder(
     str(folder),
     convert.export_weights(params, names),
-    convert.export_config(config, table),
+    config_json.export_config(config, table),
     stem=stem,
   )
 
@@ -56,7 +56,7 @@ def save(folder, params, config, names, table, stem):
 def load(folder, make, config_type, names, table):
   """Reads a folder that the reference library wrote: (config, module)."""
   theirs = json.loads((pathlib.Path(folder) / "config.json").read_text())
-  config = convert.import_config(theirs, config_type, table)
+  config = config_json.import_config(theirs, config_type, table)
   structure, shapes = abstract(lambda: make(config))
   tensors = convert.open_tensors(str(folder))
   return config, tree.merge(

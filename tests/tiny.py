@@ -22,7 +22,7 @@ import numpy as np
 from cc_jax.core import config as configs
 from cc_jax.core import tree
 from cc_jax.data import grids
-from cc_jax.models import hub
+from cc_jax.models import hub, kinds
 from cc_jax.stages import caption, catalogue, encode
 from cc_jax.tasks import step, task
 
@@ -145,7 +145,7 @@ def write_source(folder: pathlib.Path) -> None:
 def save_vae(folder: str, seed: int, **fields) -> None:
   """An autoencoder of random weights."""
   made = hub.config(VAE, "autoencoder")
-  module = hub.make("autoencoder", made, rngs=nnx.Rngs(seed))
+  module = kinds.make("autoencoder", made, rngs=nnx.Rngs(seed))
   made = dataclasses.replace(made, scaling_factor=0.5, **fields)
   hub.save(folder, "autoencoder", made, tree.split(module)[1])
 

@@ -17,7 +17,7 @@ import tiny
 from cc_jax import cli
 from cc_jax.core import checkpoint, tree
 from cc_jax.data import grids, tokenize
-from cc_jax.models import hub
+from cc_jax.models import hub, kinds
 
 LOUD = {"token.embedding": 20.0, "attn2.out.kernel": 5.0}
 LICENCE = "https://creativecommons.org/licenses/by/4.0/"
@@ -72,7 +72,7 @@ def write_checkpoint(made, step=1):
     "text": ("clip_text", hub.open(made.model.text, "clip_text", ids).config),
   }
   params = {
-    name: parity.scramble(hub.structure(kind, network)[1], seed)
+    name: parity.scramble(kinds.structure(kind, network)[1], seed)
     for seed, (name, (kind, network)) in enumerate(networks.items())
   }
   # Random weights hear little of a prompt; these hear much.

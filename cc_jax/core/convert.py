@@ -8,6 +8,7 @@ says ours -> theirs only:
                                    row after row
   ("blocks", "layers.{l}")         {l} is our stacked first axis L
   ("attn.k", "attn.qkv[1/3]")      the second third of a fused tensor
+  ("up", "mlp.c_fc^T")             a matrix that lies transposed there, [I O]
 
 What holds for all models is not in tables: kernel, scale and embedding are
 "weight" there, [I O] is [O I], and [H W I O] is [O I H W]. Import is complete
@@ -16,13 +17,9 @@ used once, else all that differs is in one error.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 import functools
-import inspect
 import json
 import re
-import types
-import typing
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -94,13 +91,33 @@ class Place(NamedTuple):
   part: int = 0
   parts: int = 1
   stacked: bool = False
+  transposed: bool = False
+
+
+class Format(NamedTuple):
+  """How the files of one origin spell the weights of a model.
+
+  Attributes:
+    names: the table.
+    marker: a tensor that files of this origin have, and of no other.
+    config: of such files, which come without a config.json.
+    unused: how names begin of tensors that the model has no use for.
+    keys: the way to the weights within a torch file.
+  """
+
+  names: Names
+  marker: str
+  config: Any = None
+  unused: tuple[str, ...] = ()
+  keys: tuple[str, ...] = ()
 
 
 def place(path: str, names: Names) -> Place:
   """Translates one of our paths.
 
   >>> place("blocks.attn.q.kernel", [("blocks", "h.{l}"), ("q", "qkv[0/3]")])
-  Place(name='h.{l}.attn.qkv.weight', part=0, parts=3, stacked=True)
+  Place(name='h.{l}.attn.qkv.weight', part=0, parts=3, stacked=True, \
+transposed=False)
   """
   body, _, leaf = path.rpartition(".")
   theirs = ".".join(filter(None, (body, LEAVES.get(leaf, leaf))))
@@ -111,7 +128,9 @@ def place(path: str, names: Names) -> Place:
   part, parts = (int(fused[1]), int(fused[2])) if fused else (0, 1)
   if fused:
     theirs = theirs.replace(fused[0], "")
-  return Place(theirs, part, parts, "{l}" in theirs)
+  transposed = "^T" in theirs
+  theirs = theirs.replace("^T", "")
+  return Place(theirs, part, parts, "{l}" in theirs, transposed)
 
 
 def _to_theirs(path: str, array: np.ndarray) -> np.ndarray:
@@ -184,6 +203,7 @@ def import_weights(
         wrong.append(f"{name} is asked for twice (again by {path})")
       seen.add(where.part)
       whole = tensors[name].read()
+      whole = whole.T if where.transposed else whole
       if whole.shape[0] % where.parts:
         wrong.append(f"{name} {whole.shape} has no {where.parts} parts")
         break
@@ -209,21 +229,23 @@ def import_weights(
 def export_weights(params: Any, names: Names) -> dict[str, np.ndarray]:
   """Our weights under their names: the inverse of `import_weights`."""
   parts: dict[str, dict[int, np.ndarray]] = {}
-  counts: dict[str, int] = {}
+  places: dict[str, Place] = {}
   for path, leaf in tree.flatten(params).items():
     array, where = np.asarray(leaf), place(path, names)
     layers = array if where.stacked else [array]
     for layer, one in enumerate(layers):
       name = where.name.replace("{l}", str(layer))
-      counts[name] = where.parts
+      places[name] = where
       if where.part in parts.setdefault(name, {}):
         raise ValueError(f"two of our arrays are {name}; second is {path}")
       parts[name][where.part] = _to_theirs(path, one)
   result = {}
   for name, found in parts.items():
-    if len(found) != counts[name]:
-      raise ValueError(f"{name} has {len(found)} of its {counts[name]} parts")
+    where = places[name]
+    if len(found) != where.parts:
+      raise ValueError(f"{name} has {len(found)} of its {where.parts} parts")
     whole = np.concatenate([found[part] for part in sorted(found)])
+    whole = whole.T if where.transposed else whole
     result[name] = np.ascontiguousarray(whole)
   return result
 
@@ -242,120 +264,11 @@ def export_shapes(shapes: Any, names: Names) -> dict[str, tuple[int, ...]]:
     # A view of one zero, for its axes only.
     one = np.broadcast_to(np.float32(0), leaf.shape[where.stacked :])
     first, *rest = _to_theirs(path, one).shape
+    shape = (first * where.parts, *rest)
     for layer in range(layers):
       name = where.name.replace("{l}", str(layer))
-      result[name] = (first * where.parts, *rest)
+      result[name] = shape[::-1] if where.transposed else shape
   return result
-
-
-@dataclasses.dataclass(frozen=True)
-class ConfigTable:
-  """How a `Config` is written as the config.json of the hub.
-
-  Attributes:
-    renamed: our field -> their key; a field that is not named keeps its name.
-    coded: their key -> our value -> their value; of a tuple, its elements.
-    fixed: their key -> the one value that we support, also when it is absent.
-    derived: from a config, their keys and values that follow from others;
-      they must agree on import.
-    ignored: their keys that do not change the computation.
-    written: further keys and values that export adds (class names).
-  """
-
-  renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  coded: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
-  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  derived: Callable[[Any], Mapping[str, Any]] = lambda config: {}
-  ignored: Sequence[str] = ()
-  written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def _tuples(value: Any) -> Any:
-  if isinstance(value, list | tuple):
-    return tuple(map(_tuples, value))
-  return value
-
-
-def _coded(value: Any, codes: Mapping) -> Any:
-  """A value by a table of `coded`, a tuple element by element."""
-  if isinstance(value, tuple):
-    return tuple(codes[element] for element in value)
-  return codes[value]
-
-
-def _fits(value: Any, hint: Any) -> bool:
-  """Whether a value from JSON is of a field's type."""
-  if isinstance(hint, types.UnionType):
-    return any(_fits(value, choice) for choice in typing.get_args(hint))
-  kind = typing.get_origin(hint) or hint
-  if kind is float:
-    return type(value) in (int, float)
-  if kind is tuple and isinstance(value, tuple):
-    element, *rest = typing.get_args(hint)
-    same = rest == [...] or len(rest) + 1 == len(value)
-    return same and all(_fits(one, element) for one in value)
-  return type(value) is kind
-
-
-def import_config(
-  theirs: Mapping[str, Any], config: type, table: ConfigTable
-) -> Any:
-  """A `config` instance from a config.json.
-
-  A key that is absent has the default of our field, which is to be theirs.
-
-  Raises:
-    ValueError: a key that we do not know, or a value that we do not support;
-      all in one message.
-  """
-  theirs = {key: _tuples(value) for key, value in theirs.items()}
-  fields = {
-    table.renamed.get(field.name, field.name): field.name
-    for field in dataclasses.fields(config)
-  }
-  hints = typing.get_type_hints(config)
-  wrong, values, rest = [], {}, {}
-  for key, value in theirs.items():
-    if key in table.coded:
-      codes = {new: old for old, new in table.coded[key].items()}
-      known = set(value if isinstance(value, tuple) else [value]) <= set(codes)
-      ours = _coded(value, codes) if known else None
-      values[fields[key]] = ours
-      if not known or not _fits(ours, hints[fields[key]]):
-        wrong.append(f"{key}={value!r} (supported: {', '.join(codes)})")
-    elif key in fields:
-      values[fields[key]] = value
-      if not _fits(value, hints[fields[key]]):
-        kind = inspect.formatannotation(hints[fields[key]])
-        wrong.append(f"{key}={value!r} (supported: {kind})")
-    elif key in table.fixed:
-      if value != _tuples(table.fixed[key]):
-        wrong.append(f"{key}={value!r} (supported: {table.fixed[key]!r})")
-    elif key not in table.ignored and key not in table.written:
-      rest[key] = value
-  if wrong:
-    raise ValueError("config.json has " + ", ".join(wrong))
-  result = config(**values)
-  derived = table.derived(result)
-  for key, value in rest.items():
-    if key in derived:
-      if value != _tuples(derived[key]):
-        wrong.append(f"{key}={value!r} (expected: {derived[key]!r})")
-    elif not key.startswith("_"):
-      wrong.append(f"{key}={value!r} (unknown)")
-  if wrong:
-    raise ValueError("config.json has " + ", ".join(wrong))
-  return result
-
-
-def export_config(config: Any, table: ConfigTable) -> dict[str, Any]:
-  """The config.json of a `Config`: the inverse of `import_config`."""
-  ours = {}
-  for name, value in dataclasses.asdict(config).items():
-    key = table.renamed.get(name, name)
-    codes = table.coded.get(key)
-    ours[key] = value if codes is None else _coded(value, codes)
-  return {**table.written, **table.fixed, **table.derived(config), **ours}
 
 
 def save_folder(

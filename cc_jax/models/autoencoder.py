@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cc_jax.core import convert, sharding
+from cc_jax.core import config_json, convert, sharding
 from cc_jax.models import layers
 
 EPS = 1e-6
@@ -299,7 +299,7 @@ def _block_types(config: Config) -> dict[str, Any]:
   }
 
 
-CONFIG = convert.ConfigTable(
+CONFIG = config_json.ConfigTable(
   renamed={
     "channels": "block_out_channels",
     "groups": "norm_num_groups",

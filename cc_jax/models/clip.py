@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cc_jax.core import convert, sharding
+from cc_jax.core import config_json, sharding
 from cc_jax.models import layers
 
 PLAIN = ("CLIPTextModel",)
@@ -254,7 +254,7 @@ NAMES = (
   ("down", "fc2"),
 )
 
-CONFIG = convert.ConfigTable(
+CONFIG = config_json.ConfigTable(
   renamed={
     "vocabulary": "vocab_size",
     "width": "hidden_size",

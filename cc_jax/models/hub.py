@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks by name: what a kind is made of, and where weights are.
+"""Networks by name: where their weights are, and how to read and write them.
 
 A network is named by a preset ("SD2"), a row of models/published.py
 ("sd2/vae"), a folder in the layout of diffusers and transformers, or a group of
-fields. Rows and folders bring their weights. A new model is a row of `KINDS`
-and, where weights are published, its rows there.
+fields. Rows and folders bring their weights.
 """
 
 from collections.abc import Mapping
@@ -12,78 +11,16 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import inspect
 import json
 import os
-import types
-from typing import Any, NamedTuple
+from typing import Any
 
 from etils import epath
-from flax import nnx
 import huggingface_hub
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from cc_jax.core import convert, pickles, tree
-from cc_jax.models import autoencoder, clip, layers, lpips, published, unet
-
-
-class Kind(NamedTuple):
-  """What serves all networks of a kind.
-
-  Attributes:
-    module: made from a config.
-    config: its dataclass.
-    source: the python module that has its presets, NAMES and CONFIG.
-    stem: of its weights' file name.
-    free: config fields that may differ from a preset: they change neither the
-      weights' shapes nor what the network computes from its inputs.
-    pickles: torch files that together are the published weights; a folder of
-      them needs no config.json, and is then of the default config.
-    unused: how names in them begin that are of no use to the network.
-  """
-
-  module: type
-  config: type
-  source: types.ModuleType
-  stem: str
-  free: tuple[str, ...]
-  pickles: tuple[str, ...] = ()
-  unused: tuple[str, ...] = ()
-
-
-DIFFUSERS = "diffusion_pytorch_model"
-TRANSFORMERS = "model"
-
-KINDS = {
-  "unet": Kind(
-    unet.UNet2DCondition, unet.Config, unet, DIFFUSERS, ("sample_size",)
-  ),
-  "autoencoder": Kind(
-    autoencoder.AutoencoderKL,
-    autoencoder.Config,
-    autoencoder,
-    DIFFUSERS,
-    ("sample_size", "scaling_factor"),
-  ),
-  "clip_text": Kind(
-    clip.Text,
-    clip.TextConfig,
-    clip,
-    TRANSFORMERS,
-    ("bos", "eos", "pad", "projection"),
-  ),
-  "lpips": Kind(
-    lpips.LPIPS,
-    lpips.Config,
-    lpips,
-    TRANSFORMERS,
-    (),
-    lpips.PICKLES,
-    lpips.UNUSED,
-  ),
-}
+from cc_jax.core import config_json, convert, pickles, tree
+from cc_jax.models import kinds, published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,73 +36,13 @@ class Loaded:
     return weights_hash(self.params)
 
 
-def _kind(name: str) -> Kind:
-  if name not in KINDS:
-    raise ValueError(
-      f"unknown kind {name!r}; models/hub.py has {', '.join(KINDS)}"
-    )
-  return KINDS[name]
-
-
-def make(
-  kind: str, config: Any, dtype: Any = jnp.float32, *, rngs: nnx.Rngs, **options
-) -> nnx.Module:
-  """The network of a config, with initial weights.
-
-  Args:
-    kind: a key of `KINDS`.
-    config: of that kind.
-    dtype: of the computation, also by name.
-    rngs: for the initial weights.
-    **options: of that kind alone, as `remat` of the U-Net.
-  """
-  dtype = jnp.dtype(dtype)
-  return _kind(kind).module(config, dtype=dtype, rngs=rngs, **options)
-
-
-def structure(
-  kind: str, config: Any, dtype: Any = jnp.float32, **options
-) -> tuple[tree.Structure, dict[str, Any]]:
-  """The network of a config without weights: (structure, tree of shapes)."""
-  return tree.split(
-    jax.eval_shape(
-      lambda: make(kind, config, dtype, rngs=layers.keys(0), **options)
-    )
-  )
-
-
-def presets(kind: str) -> dict[str, Any]:
-  """The presets of a kind, by name."""
-  found = vars(_kind(kind).source).items()
-  return {
-    name: value
-    for name, value in sorted(found)
-    if isinstance(value, KINDS[kind].config)
-  }
-
-
-def preset(kind: str, name: str) -> Any:
-  """The config of a preset.
-
-  Raises:
-    ValueError: there is none of that name.
-  """
-  found = presets(kind)
-  if name not in found:
-    file = os.path.basename(inspect.getfile(KINDS[kind].source))
-    raise ValueError(
-      f"unknown preset {name!r}; models/{file} has {', '.join(found)}"
-    )
-  return found[name]
-
-
 def config(name: Any, kind: str) -> Any:
   """The config of a network, by any of its names. Nothing is downloaded.
 
   Args:
     name: a preset, a row of `published.TABLE`, a folder, or a mapping of
       fields.
-    kind: a key of `KINDS`.
+    kind: a key of `kinds.KINDS`.
 
   Raises:
     ValueError: no such network, or fields that cannot be.
@@ -173,15 +50,15 @@ def config(name: Any, kind: str) -> Any:
   if not isinstance(name, str):
     return _from_fields(name, kind)
   if name in published.TABLE:
-    return preset(kind, _entry(name, kind).preset)
-  if name in presets(kind):
-    return preset(kind, name)
+    return kinds.preset(kind, _entry(name, kind).preset)
+  if name in kinds.presets(kind):
+    return kinds.preset(kind, name)
   if not os.path.isdir(name):
     rows = _rows(kind)
     row = f"a row of models/published.py ({', '.join(rows)}), " if rows else ""
+    presets = ", ".join(kinds.presets(kind))
     raise ValueError(
-      f"no {kind} {name!r}; expected a preset ({', '.join(presets(kind))}), "
-      f"{row}or a folder"
+      f"no {kind} {name!r}; expected a preset ({presets}), {row}or a folder"
     )
   return _read_config(name, kind)
 
@@ -193,7 +70,7 @@ def load(name: str, kind: str, *, expect: Any = None) -> Loaded:
     name: a row of `published.TABLE`, which is downloaded unless it was
       before, a folder with a config.json and safetensors files, or one with
       `Kind.pickles`.
-    kind: a key of `KINDS`.
+    kind: a key of `kinds.KINDS`.
     expect: the config that it must have, besides `Kind.free`; for a row its
       preset, when left out.
 
@@ -203,9 +80,9 @@ def load(name: str, kind: str, *, expect: Any = None) -> Loaded:
   folder = name
   if isinstance(name, str) and name in published.TABLE:
     entry = _entry(name, kind)
-    expect = preset(kind, entry.preset) if expect is None else expect
+    expect = kinds.preset(kind, entry.preset) if expect is None else expect
     folder = _download(name, entry)
-  elif not isinstance(name, str) or name in presets(kind):
+  elif not isinstance(name, str) or name in kinds.presets(kind):
     raise ValueError(
       f"{kind} {name!r} has no weights; name a row of models/published.py or a "
       "folder"
@@ -216,9 +93,11 @@ def load(name: str, kind: str, *, expect: Any = None) -> Loaded:
   if expect is not None:
     _compare(found, expect, name, kind)
   tensors = _tensors(folder, kind)
-  _, shapes = structure(kind, found)
+  _, shapes = kinds.structure(kind, found)
   try:
-    params = convert.import_weights(tensors, shapes, KINDS[kind].source.NAMES)
+    params = convert.import_weights(
+      tensors, shapes, kinds.KINDS[kind].source.NAMES
+    )
   except ValueError as error:
     raise ValueError(f"{folder}: {error}") from error
   return Loaded(found, params)
@@ -231,24 +110,26 @@ def open(
 
   Args:
     name: as of `config`.
-    kind: a key of `KINDS`.
+    kind: a key of `kinds.KINDS`.
     defaults: for fields that a mapping of fields does not have.
   """
   if not isinstance(name, str):
     return Loaded(config({**(defaults or {}), **name}, kind))
   return (
-    Loaded(config(name, kind)) if name in presets(kind) else load(name, kind)
+    Loaded(config(name, kind))
+    if name in kinds.presets(kind)
+    else load(name, kind)
   )
 
 
 def save(folder: str, kind: str, config: Any, params: Any) -> None:
   """Writes config.json and safetensors as diffusers and transformers do."""
-  source = _kind(kind).source
+  source = kinds.find(kind).source
   convert.save_folder(
     folder,
     convert.export_weights(params, source.NAMES),
-    convert.export_config(config, source.CONFIG),
-    stem=KINDS[kind].stem,
+    config_json.export_config(config, source.CONFIG),
+    stem=kinds.KINDS[kind].stem,
   )
 
 
@@ -271,7 +152,7 @@ def _rows(kind: str) -> list[str]:
 
 
 def _entry(name: str, kind: str) -> published.Entry:
-  _kind(kind)
+  kinds.find(kind)
   entry = published.TABLE[name]
   if entry.kind != kind:
     raise ValueError(
@@ -283,7 +164,7 @@ def _entry(name: str, kind: str) -> published.Entry:
 
 def _from_fields(fields: Any, kind: str) -> Any:
   """A config from a mapping, as groups of ml_collections are."""
-  names = [field.name for field in dataclasses.fields(_kind(kind).config)]
+  names = [field.name for field in dataclasses.fields(kinds.find(kind).config)]
   values = {
     name: tuple(value) if isinstance(value, list) else value
     for name, value in fields.items()
@@ -293,22 +174,22 @@ def _from_fields(fields: Any, kind: str) -> Any:
     raise ValueError(
       f"unknown field {name!r} of kind {kind}; did you mean {near[0]!r}?"
     )
-  return KINDS[kind].config(**values)
+  return kinds.KINDS[kind].config(**values)
 
 
 def _read_config(folder: str, kind: str) -> Any:
   path = epath.Path(folder) / "config.json"
   if not path.exists():
     if _pickles(folder, kind):
-      return KINDS[kind].config()
+      return kinds.KINDS[kind].config()
     raise ValueError(
       f"no config.json in {folder}; expected the folder of one network, as "
       "unet/ of a pipeline"
     )
-  row = _kind(kind)
+  row = kinds.find(kind)
   try:
     theirs = json.loads(path.read_text())
-    return convert.import_config(theirs, row.config, row.source.CONFIG)
+    return config_json.import_config(theirs, row.config, row.source.CONFIG)
   except ValueError as error:
     raise ValueError(f"{path} as {kind}: {error}") from error
 
@@ -318,7 +199,7 @@ def _compare(found: Any, expect: Any, name: str, kind: str) -> None:
     f"{field.name}={getattr(found, field.name)!r} (expected "
     f"{getattr(expect, field.name)!r})"
     for field in dataclasses.fields(expect)
-    if field.name not in KINDS[kind].free
+    if field.name not in kinds.KINDS[kind].free
     and getattr(found, field.name) != getattr(expect, field.name)
   ]
   if differ:
@@ -334,19 +215,19 @@ def _tensors(folder: str, kind: str) -> dict[str, convert.Tensor]:
     name: tensor
     for file in files
     for name, tensor in pickles.open_tensors(file).items()
-    if not name.startswith(KINDS[kind].unused)
+    if not name.startswith(kinds.KINDS[kind].unused)
   }
 
 
 def _pickles(folder: str, kind: str) -> list[str]:
   """The torch files of a folder, where all of a kind's are there."""
-  files = [epath.Path(folder) / name for name in _kind(kind).pickles]
+  files = [epath.Path(folder) / name for name in kinds.find(kind).pickles]
   return list(map(str, files)) if all(file.exists() for file in files) else []
 
 
 def _stems(kind: str) -> tuple[str, ...]:
   """File names of weights, up to the suffix, the preferred first."""
-  stem = KINDS[kind].stem
+  stem = kinds.KINDS[kind].stem
   return stem, f"{stem}-*-of-*", f"{stem}.fp16"
 
 
@@ -355,7 +236,7 @@ def _stem(folder: str, kind: str) -> str:
   for stem in _stems(kind):
     if any(epath.Path(folder).glob(f"{stem}.safetensors")):
       return stem
-  torch = " and ".join(KINDS[kind].pickles)
+  torch = " and ".join(kinds.KINDS[kind].pickles)
   choice = f", nor {torch}," if torch else ""
   raise ValueError(f"no {_stems(kind)[0]}.safetensors{choice} in {folder}")
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cc_jax.core import convert, sharding
+from cc_jax.core import config_json, sharding
 from cc_jax.models import layers
 
 # Of torchvision's normalisation, for pixels in [-1, 1] instead of [0, 1].
@@ -160,7 +160,7 @@ NAMES = (
   *((f"vgg.convs.{n}", f"features.{place}") for n, place in enumerate(PLACES)),
   *((f"heads.{n}", f"lin{n}.model.1") for n in range(len(DEPTHS))),
 )
-CONFIG = convert.ConfigTable(
+CONFIG = config_json.ConfigTable(
   fixed={"network": "vgg16", "version": "0.1"},
   written={"_class_name": "LPIPS"},
 )

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from cc_jax.core import convert
+from cc_jax.core import config_json, convert
 from cc_jax.models import layers, unet_blocks
 
 
@@ -317,7 +317,7 @@ NONE = (
   "time_embedding_act_fn time_embedding_dim timestep_post_act"
 ).split()
 
-CONFIG = convert.ConfigTable(
+CONFIG = config_json.ConfigTable(
   renamed={
     "channels": "block_out_channels",
     "attention": "down_block_types",

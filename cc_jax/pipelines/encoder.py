@@ -11,7 +11,7 @@ import numpy as np
 
 from cc_jax.core import sharding, tree
 from cc_jax.data import images, passes, records, tokenize
-from cc_jax.models import hub
+from cc_jax.models import hub, kinds
 
 
 def features(
@@ -69,7 +69,7 @@ def make(
     raise ValueError(
       f"encode.batch_size={batch_size} does not divide over {ways} devices"
     )
-  structure, _ = hub.structure("autoencoder", vae.config, dtype=dtype)
+  structure, _ = kinds.structure("autoencoder", vae.config, dtype=dtype)
   params = jax.device_put(vae.params, sharding.replicated(mesh))
   layout = sharding.batch_layout(mesh)
 
@@ -120,7 +120,7 @@ def scaling_factor(
   Times which they have the unit variance that a noise schedule is made for
   (arXiv 2112.10752, appendix G).
   """
-  structure, _ = hub.structure("autoencoder", vae.config, dtype="float32")
+  structure, _ = kinds.structure("autoencoder", vae.config, dtype="float32")
   encode = jax.jit(lambda params, x: tree.merge(structure, params).encode(x))
   pixels = np.stack(
     [images.decode_cover(picture, size, size).image for picture in pictures]

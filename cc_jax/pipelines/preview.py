@@ -12,7 +12,7 @@ import numpy as np
 
 from cc_jax.core import sharding, tree
 from cc_jax.data import grids
-from cc_jax.models import hub
+from cc_jax.models import hub, kinds
 from cc_jax.pipelines import text_to_image
 
 Preview = Callable[[dict[str, Any], dict[str, np.ndarray]], Any]
@@ -62,7 +62,7 @@ def _samples(config: ml_collections.ConfigDict) -> Preview:
 
 def _reconstructions(config: ml_collections.ConfigDict) -> Preview:
   """Images above what the autoencoder makes of them."""
-  structure, _ = hub.structure(
+  structure, _ = kinds.structure(
     "autoencoder",
     hub.config(config.model.vae, "autoencoder"),
     dtype=config.train.dtype,

@@ -15,7 +15,7 @@ from cc_jax.core import checkpoint, sharding, tree
 from cc_jax.data import tokenize
 from cc_jax.diffusion import samplers
 from cc_jax.diffusion import schedule as schedules
-from cc_jax.models import hub
+from cc_jax.models import hub, kinds
 
 KINDS = {"unet": "unet", "text": "clip_text", "vae": "autoencoder"}
 
@@ -82,7 +82,7 @@ def make(
     "vae": vae.config,
   }
   made = {
-    name: hub.structure(KINDS[name], part, dtype=config.train.dtype)
+    name: kinds.structure(KINDS[name], part, dtype=config.train.dtype)
     for name, part in configs.items()
   }
   if params is None:

@@ -11,7 +11,7 @@ import numpy as np
 from cc_jax.core import checkpoint, files, log, tree, versions
 from cc_jax.data import aligned, shards, tokenize
 from cc_jax.diffusion import scheduler_config
-from cc_jax.models import hub
+from cc_jax.models import hub, kinds
 from cc_jax.pipelines import encoder, text_to_image
 
 # The first release whose StableDiffusionPipeline reads all that is written.
@@ -99,7 +99,7 @@ def autoencoder(
   over the standard deviation of their latents.
   """
   vae_config = hub.config(config.model.vae, "autoencoder")
-  _, shapes = hub.structure("autoencoder", vae_config, dtype="float32")
+  _, shapes = kinds.structure("autoencoder", vae_config, dtype="float32")
   params = checkpoint.load(
     config.train.checkpoints,
     config.sample.part,

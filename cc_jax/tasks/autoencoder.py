@@ -15,7 +15,7 @@ import ml_collections
 
 from cc_jax.core import tree
 from cc_jax.data import images
-from cc_jax.models import hub, layers, lpips
+from cc_jax.models import hub, kinds, layers, lpips
 from cc_jax.tasks import task
 
 
@@ -33,15 +33,15 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
       f"autoencoder.size={options.size} does not divide by "
       f"{vae_config.factor}, the autoencoder's reduction"
     )
-  vae, _ = hub.structure("autoencoder", vae_config, dtype=config.train.dtype)
+  vae, _ = kinds.structure("autoencoder", vae_config, dtype=config.train.dtype)
   frozen, distance = {}, None
   if options.lpips_weight:
     loaded = load_lpips(options)
-    distance, _ = hub.structure("lpips", loaded.config, config.train.dtype)
+    distance, _ = kinds.structure("lpips", loaded.config, config.train.dtype)
     frozen["lpips"] = loaded.params
 
   def init(key: PRNGKeyArray) -> dict[str, Any]:
-    made = hub.make("autoencoder", vae_config, rngs=layers.keys(key))
+    made = kinds.make("autoencoder", vae_config, rngs=layers.keys(key))
     return {"vae": tree.split(made)[1]}
 
   def loss(

@@ -17,7 +17,7 @@ import ml_collections
 from cc_jax.core import tree
 from cc_jax.data import tokenize
 from cc_jax.diffusion import schedule as schedules
-from cc_jax.models import hub, layers
+from cc_jax.models import hub, kinds, layers
 from cc_jax.tasks import task
 
 
@@ -35,10 +35,10 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   tokenizer = tokenize.load(config.model.tokenizer)
   vae = hub.load(config.model.vae, "autoencoder")
   text = hub.open(config.model.text, "clip_text", tokenize.ids(tokenizer))
-  unet, _ = hub.structure(
+  unet, _ = kinds.structure(
     "unet", unet_config, dtype=train.dtype, remat=train.remat
   )
-  text_module, _ = hub.structure("clip_text", text.config, dtype=train.dtype)
+  text_module, _ = kinds.structure("clip_text", text.config, dtype=train.dtype)
   empty = tokenize.encode(tokenizer, [""], config.encode.tokens)[0][0]
   frozen = {}
   if not options.train_text:
@@ -51,10 +51,10 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
 
   def init(key: PRNGKeyArray) -> dict[str, Any]:
     key_unet, key_text = jax.random.split(key)
-    make_unet = hub.make("unet", unet_config, rngs=layers.keys(key_unet))
+    make_unet = kinds.make("unet", unet_config, rngs=layers.keys(key_unet))
     params = {"unet": tree.split(make_unet)[1]}
     if options.train_text:
-      made = hub.make("clip_text", text.config, rngs=layers.keys(key_text))
+      made = kinds.make("clip_text", text.config, rngs=layers.keys(key_text))
       params["text"] = tree.split(made)[1]
     return params
 

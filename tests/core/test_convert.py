@@ -1,7 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import dataclasses
-import re
-
 import jax
 import numpy as np
 import pytest
@@ -97,6 +94,27 @@ def test_stacked_and_fused_arrays_go_there_and_back(tmp_path):
   same(back, params)
   shapes = {name: array.shape for name, array in theirs.items()}
   assert convert.export_shapes(params, NAMES) == shapes
+
+
+def test_a_matrix_that_lies_transposed_there_is_turned_even_in_parts(tmp_path):
+  names = (*NAMES[:1], ("q", "c_attn[0/2]^T"), ("k", "c_attn[1/2]^T"))
+  layers = {
+    name: arrays(("kernel", (3, 4, 2)), ("bias", (3, 2))) for name in "qk"
+  }
+  params = {"blocks": layers}
+  theirs = convert.export_weights(params, names)
+  assert theirs.keys() == {
+    f"h.{layer}.c_attn.{leaf}"
+    for layer in range(3)
+    for leaf in ("weight", "bias")
+  }
+  np.testing.assert_array_equal(
+    theirs["h.1.c_attn.weight"],
+    np.concatenate([layers[name]["kernel"][1] for name in "qk"], axis=1),
+  )
+  shapes = {name: array.shape for name, array in theirs.items()}
+  assert convert.export_shapes(params, names) == shapes
+  same(convert.import_weights(written(tmp_path, theirs), params, names), params)
 
 
 def test_half_precision_is_read_as_float32(tmp_path):
@@ -195,59 +213,3 @@ def test_several_files_are_one_model(tmp_path):
 def test_a_folder_without_weights_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"no \*\.safetensors in"):
     convert.open_tensors(str(tmp_path))
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  width: int = 8
-  scale: float = 1.0
-  heads: int | tuple[int, ...] = 2
-  wide: tuple[bool, ...] = (True, False)
-
-
-TABLE = convert.ConfigTable(
-  renamed={"width": "hidden_size", "wide": "types"},
-  coded={"types": {True: "Wide", False: "Narrow"}},
-  fixed={"_class_name": "Model", "act": "silu"},
-  derived=lambda config: {"up": tuple(not wide for wide in config.wide)},
-  ignored=("dropout",),
-)
-
-
-def test_a_config_goes_there_and_back():
-  config = Config(width=4, heads=(1, 2), wide=(False, True))
-  theirs = convert.export_config(config, TABLE)
-  assert theirs == {
-    "_class_name": "Model",
-    "act": "silu",
-    "heads": (1, 2),
-    "hidden_size": 4,
-    "scale": 1.0,
-    "types": ("Narrow", "Wide"),
-    "up": (True, False),
-  }
-  assert convert.import_config(theirs, Config, TABLE) == config
-
-
-def test_absent_keys_have_defaults_and_versions_are_no_matter():
-  theirs = {"_diffusers_version": "0.1", "dropout": 0.5, "scale": 2}
-  assert convert.import_config(theirs, Config, TABLE) == Config(scale=2)
-
-
-@pytest.mark.parametrize(
-  ("theirs", "message"),
-  [
-    ({"_class_name": "Other"}, "_class_name='Other' (supported: 'Model')"),
-    ({"act": "gelu"}, "act='gelu' (supported: 'silu')"),
-    ({"flash": True}, "flash=True (unknown)"),
-    ({"types": ["Wide", "Odd"]}, "types=('Wide', 'Odd') (supported: Wide, N"),
-    ({"types": "Wide"}, "types='Wide' (supported: Wide, Narrow)"),
-    ({"up": [True, True]}, "up=(True, True) (expected: (False, True))"),
-    ({"hidden_size": [1, 2]}, "hidden_size=(1, 2) (supported: int)"),
-    ({"heads": ["a"]}, "heads=('a',) (supported: int | tuple[int, ...])"),
-    ({"act": 1, "hidden_size": None}, "act=1 (supported: 'silu'), hidden_size"),
-  ],
-)
-def test_a_config_that_is_not_supported_is_refused(theirs, message):
-  with pytest.raises(ValueError, match=re.escape(message)):
-    convert.import_config(theirs, Config, TABLE)

@@ -11,7 +11,7 @@ import parity
 import pytest
 import torch
 
-from cc_jax.core import convert, tree
+from cc_jax.core import config_json, convert, tree
 from cc_jax.models import autoencoder, layers
 
 TWO = autoencoder.Config(channels=(8, 16), groups=4)
@@ -87,7 +87,7 @@ def test_files_of_diffusers_give_the_same_results_here(name, tmp_path):
   config = CONFIGS[name]
   torch.manual_seed(0)
   theirs = diffusers.AutoencoderKL.from_config(
-    convert.export_config(config, autoencoder.CONFIG)
+    config_json.export_config(config, autoencoder.CONFIG)
   ).eval()
   theirs.save_pretrained(tmp_path)
   loaded, ours = parity.load(
@@ -117,7 +117,7 @@ def test_attention_of_early_files_is_read(tmp_path):
         array = array[:, :, None, None]
     old[name] = array
   assert old.keys() != tensors.keys()
-  config = convert.export_config(TWO, autoencoder.CONFIG)
+  config = config_json.export_config(TWO, autoencoder.CONFIG)
   convert.save_folder(str(tmp_path), old, config, stem="model")
   read = convert.import_weights(
     convert.open_tensors(str(tmp_path)), params, autoencoder.NAMES
@@ -131,7 +131,7 @@ def test_presets_have_the_names_of_diffusers(preset):
   _, shapes = parity.abstract(lambda: make(config))
   assert tree.count(shapes) == 83_653_863
   assert tree.count(shapes["encoder"]) + 72 == 34_163_664
-  written = convert.export_config(config, autoencoder.CONFIG)
+  written = config_json.export_config(config, autoencoder.CONFIG)
   with torch.device("meta"):
     model = diffusers.AutoencoderKL.from_config(written)
   expected = {
@@ -173,7 +173,7 @@ def test_groups_that_do_not_divide_are_refused():
 
 
 def test_an_autoencoder_of_another_kind_is_refused():
-  theirs = convert.export_config(TWO, autoencoder.CONFIG)
+  theirs = config_json.export_config(TWO, autoencoder.CONFIG)
   theirs = theirs | {"shift_factor": 0.1, "use_quant_conv": False}
   with pytest.raises(ValueError, match=r"shift_factor=0\.1.*use_quant_conv"):
-    convert.import_config(theirs, autoencoder.Config, autoencoder.CONFIG)
+    config_json.import_config(theirs, autoencoder.Config, autoencoder.CONFIG)

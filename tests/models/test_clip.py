@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from cc_jax.core import convert, tree
+from cc_jax.core import config_json, tree
 from cc_jax.models import clip, layers
 
 TINY = clip.TextConfig(
@@ -105,7 +105,7 @@ def test_files_of_transformers_open_here_and_give_the_same_output(
   config, tmp_path
 ):
   torch.manual_seed(0)
-  settings = convert.export_config(config, clip.CONFIG)
+  settings = config_json.export_config(config, clip.CONFIG)
   reference = THEIRS[config.architectures](
     transformers.CLIPTextConfig(**settings)
   ).eval()
@@ -122,8 +122,8 @@ def test_files_of_transformers_open_here_and_give_the_same_output(
 
 def test_a_file_that_leaves_a_key_out_means_the_default_of_transformers():
   theirs = transformers.CLIPTextConfig()
-  ours = convert.import_config({}, clip.TextConfig, clip.CONFIG)
-  for key, value in convert.export_config(ours, clip.CONFIG).items():
+  ours = config_json.import_config({}, clip.TextConfig, clip.CONFIG)
+  for key, value in config_json.export_config(ours, clip.CONFIG).items():
     if key != "architectures":
       assert getattr(theirs, key) == value, key
 
@@ -187,6 +187,6 @@ def test_a_caption_longer_than_the_tower_is_refused():
 
 def test_a_tower_with_dropout_is_refused():
   with pytest.raises(ValueError, match=r"attention_dropout=0\.1"):
-    convert.import_config(
+    config_json.import_config(
       {"attention_dropout": 0.1}, clip.TextConfig, clip.CONFIG
     )

@@ -3,33 +3,18 @@ import dataclasses
 import json
 import pathlib
 
-from flax import nnx
 import huggingface_hub
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import parity
 import pytest
+import tiny_models
 
 from cc_jax.core import tree
-from cc_jax.models import autoencoder, clip, hub, lpips, published, unet
+from cc_jax.models import clip, hub, kinds, published, unet
 
-TINY = {
-  "unet": unet.Config(
-    channels=(8, 16),
-    attention=(False, True),
-    layers_per_block=1,
-    heads=2,
-    groups=4,
-    source_width=12,
-  ),
-  "autoencoder": autoencoder.Config(channels=(8, 16), groups=4),
-  "clip_text": clip.TextConfig(
-    vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=8
-  ),
-  "lpips": lpips.Config(channels=(4, 4, 6, 8, 8)),
-}
+TINY = tiny_models.TINY
 FILES = {
   "unet": "diffusion_pytorch_model.safetensors",
   "autoencoder": "diffusion_pytorch_model.safetensors",
@@ -44,13 +29,13 @@ def saved(tmp_path_factory):
   result = {}
   for kind, config in TINY.items():
     folder = str(tmp_path_factory.mktemp(kind))
-    params = parity.scramble(hub.structure(kind, config)[1])
+    params = parity.scramble(kinds.structure(kind, config)[1])
     hub.save(folder, kind, config, params)
     result[kind] = folder, params
   return result
 
 
-@pytest.mark.parametrize("kind", hub.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 def test_weights_come_back_from_a_folder_as_they_were(saved, kind, tmp_path):
   folder, params = saved[kind]
   names = sorted(path.name for path in pathlib.Path(folder).iterdir())
@@ -77,7 +62,7 @@ def test_a_hash_tells_weights_apart_and_not_how_they_are_kept(saved):
   assert hub.weights_hash(host) == expected
   backwards = dict(reversed(tree.flatten(params).items()))
   assert hub.weights_hash(tree.unflatten(backwards)) == expected
-  made, _ = hub.structure("clip_text", TINY["clip_text"])
+  made, _ = kinds.structure("clip_text", TINY["clip_text"])
   assert hub.weights_hash(tree.merge(made, params)) == expected
   host["norm"]["bias"] = host["norm"]["bias"] + np.float32(1e-6)
   assert hub.weights_hash(host) != expected
@@ -110,37 +95,8 @@ def test_every_row_names_a_preset_of_its_kind():
   } <= published.TABLE.keys()
   for name, entry in published.TABLE.items():
     assert isinstance(
-      hub.config(name, entry.kind), hub.KINDS[entry.kind].config
+      hub.config(name, entry.kind), kinds.KINDS[entry.kind].config
     )
-
-
-@pytest.mark.parametrize(
-  ("kind", "name", "count"),
-  [
-    ("autoencoder", "SD", 83_653_863),
-    ("clip_text", "SD2", 340_387_840),
-  ],
-)
-def test_presets_are_as_large_as_published(kind, name, count):
-  _, shapes = hub.structure(kind, hub.preset(kind, name), "bfloat16")
-  assert tree.count(shapes) == count
-
-
-@pytest.mark.parametrize("kind", hub.KINDS)
-def test_a_made_network_has_the_structure_of_its_config(kind):
-  made = jax.eval_shape(
-    lambda: hub.make(kind, TINY[kind], "bfloat16", rngs=nnx.Rngs(1))
-  )
-  expected, shapes = hub.structure(kind, TINY[kind], dtype=jnp.bfloat16)
-  assert tree.split(made)[0] == expected
-  assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float32"}
-
-
-def test_options_of_a_kind_reach_its_network():
-  kept, _ = hub.structure("unet", TINY["unet"], remat="full")
-  plain, _ = hub.structure("unet", TINY["unet"])
-  assert kept.paths == plain.paths
-  assert kept.treedef != plain.treedef
 
 
 def test_a_row_is_fetched_once_by_its_folder(saved, tmp_path, monkeypatch):
@@ -189,7 +145,7 @@ def test_errors_are_one_line_with_a_remedy(saved, tmp_path):
   cases = [
     (lambda: hub.config("SD3", "unet"), "no unet 'SD3'; .*SDXL.*sd2/unet"),
     (
-      lambda: hub.preset("unet", "SD3"),
+      lambda: kinds.preset("unet", "SD3"),
       "unknown preset 'SD3'; models/unet.py has COMMON_CANVAS_L, SD2, SDXL$",
     ),
     (lambda: hub.config("SD2", "gan"), "unknown kind 'gan'; .* has unet, "),

@@ -9,8 +9,8 @@ import parity
 import pytest
 import torch
 
-from cc_jax.core import convert, tree
-from cc_jax.models import hub, lpips
+from cc_jax.core import config_json, convert, tree
+from cc_jax.models import hub, kinds, lpips
 
 TINY = lpips.Config(channels=(4, 5, 6, 7, 8))
 ONES = torch.ones(1, 4, 1, 1)
@@ -72,7 +72,7 @@ def published(tmp_path_factory):
     head.weight.data.abs_()
     linear[f"lin{level}.model.1.weight"] = head.weight.data
   torch.save(linear, folder / "vgg.pth")
-  table = convert.export_config(TINY, lpips.CONFIG)
+  table = config_json.export_config(TINY, lpips.CONFIG)
   convert.save_folder(str(folder), {}, table, stem="empty")
   (folder / "empty.safetensors").unlink()
   return folder, features, heads
@@ -89,7 +89,7 @@ def first(array):
 
 def load(folder):
   loaded = hub.load(str(folder), "lpips")
-  return tree.merge(hub.structure("lpips", loaded.config)[0], loaded.params)
+  return tree.merge(kinds.structure("lpips", loaded.config)[0], loaded.params)
 
 
 @pytest.mark.parametrize("size", [(32, 48), (19, 35)])
@@ -143,7 +143,7 @@ def test_bfloat16_is_close_to_float32(published):
   x, y = pixels(2, 16, 16, 3), pixels(2, 16, 16, 3, seed=1)
 
   def result(dtype):
-    structure, _ = hub.structure("lpips", TINY, dtype)
+    structure, _ = kinds.structure("lpips", TINY, dtype)
     return jax.jit(tree.merge(structure, loaded.params))(x, y)
 
   exact, half = result("float32"), result("bfloat16")
@@ -152,7 +152,7 @@ def test_bfloat16_is_close_to_float32(published):
 
 
 def test_the_preset_has_the_names_and_shapes_that_are_published():
-  _, shapes = hub.structure("lpips", lpips.VGG)
+  _, shapes = kinds.structure("lpips", lpips.VGG)
   assert tree.count(shapes["vgg"]) == 14_714_688
   with torch.device("meta"):
     features, heads = network((64, 128, 256, 512, 512))

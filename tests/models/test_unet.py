@@ -14,7 +14,7 @@ import parity
 import pytest
 import torch
 
-from cc_jax.core import convert, sharding, tree
+from cc_jax.core import config_json, convert, sharding, tree
 from cc_jax.models import layers, unet
 
 # Heads per level and linear projections, as Stable Diffusion 2.
@@ -145,7 +145,7 @@ def test_files_of_diffusers_give_the_same_output_here(name, tmp_path):
   config = CONFIGS[name]
   torch.manual_seed(0)
   reference = diffusers.UNet2DConditionModel.from_config(
-    convert.export_config(config, unet.CONFIG)
+    config_json.export_config(config, unet.CONFIG)
   ).eval()
   reference.save_pretrained(tmp_path)
   loaded, ours = parity.load(
@@ -168,7 +168,7 @@ def test_presets_have_the_names_of_diffusers(preset, scalars, tensors):
   config = getattr(unet, preset)
   _, shapes = parity.abstract(lambda: make(config))
   assert tree.count(shapes) == scalars
-  written = convert.export_config(config, unet.CONFIG)
+  written = config_json.export_config(config, unet.CONFIG)
   with torch.device("meta"):
     model = diffusers.UNet2DConditionModel.from_config(written)
   expected = {
@@ -321,7 +321,7 @@ def test_conditions_that_do_not_fit_are_refused(config, changes, message):
   ],
 )
 def test_a_config_of_another_network_is_refused(changes, message):
-  written = convert.export_config(LIKE_SD2, unet.CONFIG)
+  written = config_json.export_config(LIKE_SD2, unet.CONFIG)
   theirs = json.loads(json.dumps({**written, **changes}))
   with pytest.raises(ValueError, match=message):
-    convert.import_config(theirs, unet.Config, unet.CONFIG)
+    config_json.import_config(theirs, unet.Config, unet.CONFIG)

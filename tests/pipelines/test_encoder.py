@@ -10,7 +10,7 @@ import toys
 
 from cc_jax.core import tree
 from cc_jax.data import images, passes, records, tokenize
-from cc_jax.models import hub
+from cc_jax.models import hub, kinds
 from cc_jax.pipelines import encoder
 
 BATCH = 8
@@ -55,7 +55,7 @@ def test_records_are_what_the_autoencoder_and_tokenizer_give(parts, encode):
   batch = examples(3)
   found = encode(batch)
   fields = records.fields(encoder.features(vae, tiny.SIZE, 8))
-  structure, _ = hub.structure("autoencoder", vae.config)
+  structure, _ = kinds.structure("autoencoder", vae.config)
   for example, record in zip(batch, found, strict=True):
     cover = images.decode_cover(example["image"], tiny.SIZE, tiny.SIZE)
     x = jnp.asarray(cover.image, jnp.float32)[None] / 127.5 - 1
@@ -105,7 +105,7 @@ def test_the_scaling_factor_is_one_over_the_deviation(parts):
   vae, _ = parts
   batch = [toys.picture(seed) for seed in range(6)]
   factor = encoder.scaling_factor(vae, batch, tiny.SIZE)
-  structure, _ = hub.structure("autoencoder", vae.config)
+  structure, _ = kinds.structure("autoencoder", vae.config)
   pixels = [images.decode_cover(b, tiny.SIZE, tiny.SIZE).image for b in batch]
   x = jnp.asarray(np.stack(pixels), jnp.float32) / 127.5 - 1
   mean, std = tree.merge(structure, vae.params).encode(x)

@@ -22,7 +22,7 @@ import toys
 
 from cc_jax.core import checkpoint, tree
 from cc_jax.data import aligned, images, shards
-from cc_jax.models import hub
+from cc_jax.models import hub, kinds
 from cc_jax.pipelines import text_to_image
 from cc_jax.stages import export
 
@@ -186,7 +186,7 @@ def test_diffusers_opens_the_autoencoder(exported_vae):
   folder, params = exported_vae
   other = diffusers.AutoencoderKL.from_pretrained(folder).eval()
   loaded = hub.load(str(folder), "autoencoder")
-  structure, _ = hub.structure("autoencoder", loaded.config)
+  structure, _ = kinds.structure("autoencoder", loaded.config)
   ours = tree.merge(structure, params)
   x = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3))
   x = x.astype(np.float32)
@@ -204,7 +204,7 @@ def test_the_scaling_factor_gives_latents_unit_variance(shared, exported_vae):
   data, _ = shared
   folder, params = exported_vae
   loaded = hub.load(str(folder), "autoencoder")
-  structure, _ = hub.structure("autoencoder", loaded.config)
+  structure, _ = kinds.structure("autoencoder", loaded.config)
   source = aligned.source([shards.open(f"{data}/catalogue")], "train")
   pixels = np.stack(
     [

@@ -17,7 +17,7 @@ import tiny
 
 from cc_jax.core import checkpoint, sharding, tree
 from cc_jax.data import aligned, loader, shards
-from cc_jax.models import hub
+from cc_jax.models import hub, kinds
 from cc_jax.stages import export, train
 
 STEPS, EVERY = 48, 8
@@ -123,7 +123,7 @@ def test_kills_came_before_the_end_and_all_but_the_last_save_survived(
   _, (in_a_save, terminated, between, ended) = interrupted
   assert in_a_save[0] == between[0] == -signal.SIGKILL
   assert in_a_save[3] <= terminated[3] <= between[3] < STEPS
-  # A save is written beside the steps, so the kill may have come before its end.
+  # A save is written beside the steps: the kill may have come before its end.
   assert between[3] % EVERY == 0 or between[3] == terminated[3]
   assert "0 done before" not in ended[1]
 
@@ -305,7 +305,7 @@ def test_init_refuses_another_architecture(data, tmp_path):
   folder = tmp_path / "init"
   fields = tiny.config(data, tmp_path).model.unet.to_dict()
   other = hub.config({**fields, "layers_per_block": 2}, "unet")
-  unet = hub.make("unet", other, rngs=nnx.Rngs(0))
+  unet = kinds.make("unet", other, rngs=nnx.Rngs(0))
   hub.save(str(folder / "unet"), "unet", other, tree.split(unet)[1])
   made = tiny.config(data, tmp_path, train__init=str(folder))
   words = r"init/unet is another unet: layers_per_block=2 \(expected 1\)"

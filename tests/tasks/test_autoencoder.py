@@ -16,7 +16,7 @@ from scipy import integrate
 
 from cc_jax.core import config as configs
 from cc_jax.core import tree
-from cc_jax.models import hub, lpips
+from cc_jax.models import hub, kinds, lpips
 from cc_jax.tasks import autoencoder, task
 
 SIZE, BATCH = 16, 4
@@ -47,7 +47,7 @@ def weights(tmp_path_factory):
   """A folder of a narrow LPIPS, its heads not negative."""
   folder = str(tmp_path_factory.mktemp("lpips"))
   config = lpips.Config(channels=(4, 4, 4, 4, 4))
-  params = parity.scramble(hub.structure("lpips", config)[1])
+  params = parity.scramble(kinds.structure("lpips", config)[1])
   params["heads"] = jax.tree.map(jnp.abs, params["heads"])
   hub.save(folder, "lpips", config, params)
   return folder
@@ -101,9 +101,9 @@ def test_the_parts_are_means_over_pixels(trained):
   key = jax.random.key(1)
   _, metrics = trained.gradient(trained.task.loss, trained.params, key)
   config = hub.config(trained.config.model.vae, "autoencoder")
-  structure, _ = hub.structure("autoencoder", config)
+  structure, _ = kinds.structure("autoencoder", config)
   loaded = hub.load(trained.config.autoencoder.lpips, "lpips")
-  distance, _ = hub.structure("lpips", loaded.config)
+  distance, _ = kinds.structure("lpips", loaded.config)
   x = batch()["image"] / 127.5 - 1
 
   @jax.jit

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from cc_jax.core import files, tree
-from cc_jax.models import hub
+from cc_jax.models import hub, kinds
 from cc_jax.tasks import task as tasks
 
 
@@ -82,7 +82,7 @@ def test_data_that_other_weights_made_is_refused(data, task, tmp_path, feature):
 
 
 def save(folder, kind, config, seed):
-  module = hub.make(kind, config, rngs=nnx.Rngs(seed))
+  module = kinds.make(kind, config, rngs=nnx.Rngs(seed))
   params = tree.split(module)[1]
   hub.save(str(folder), kind, config, params)
   return params

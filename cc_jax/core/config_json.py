@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's `Config` and the config.json of the hub, by one table, both ways.
+
+The table says which field is which key, which keys have one value that is
+supported, and which follow from others; a key that it does not know is an
+error, since it may change what the network computes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import inspect
+import types
+import typing
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigTable:
+  """How a `Config` is written as the config.json of the hub.
+
+  Attributes:
+    renamed: our field -> their key; a field that is not named keeps its name.
+    coded: their key -> our value -> their value; of a tuple, its elements.
+    fixed: their key -> the one value that we support, also when it is absent.
+    derived: from a config, their keys and values that follow from others;
+      they must agree on import.
+    ignored: their keys that do not change the computation.
+    written: further keys and values that export adds (class names).
+  """
+
+  renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  coded: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  derived: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+  ignored: Sequence[str] = ()
+  written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, list | tuple):
+    return tuple(map(_tuples, value))
+  return value
+
+
+def _coded(value: Any, codes: Mapping) -> Any:
+  """A value by a table of `coded`, a tuple element by element."""
+  if isinstance(value, tuple):
+    return tuple(codes[element] for element in value)
+  return codes[value]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+  """Whether a value from JSON is of a field's type."""
+  if isinstance(hint, types.UnionType):
+    return any(_fits(value, choice) for choice in typing.get_args(hint))
+  kind = typing.get_origin(hint) or hint
+  if kind is float:
+    return type(value) in (int, float)
+  if kind is tuple and isinstance(value, tuple):
+    element, *rest = typing.get_args(hint)
+    same = rest == [...] or len(rest) + 1 == len(value)
+    return same and all(_fits(one, element) for one in value)
+  return type(value) is kind
+
+
+def import_config(
+  theirs: Mapping[str, Any], config: type, table: ConfigTable
+) -> Any:
+  """A `config` instance from a config.json.
+
+  A key that is absent has the default of our field, which is to be theirs.
+
+  Raises:
+    ValueError: a key that we do not know, or a value that we do not support;
+      all in one message.
+  """
+  theirs = {key: _tuples(value) for key, value in theirs.items()}
+  fields = {
+    table.renamed.get(field.name, field.name): field.name
+    for field in dataclasses.fields(config)
+  }
+  hints = typing.get_type_hints(config)
+  wrong, values, rest = [], {}, {}
+  for key, value in theirs.items():
+    if key in table.coded:
+      codes = {new: old for old, new in table.coded[key].items()}
+      known = set(value if isinstance(value, tuple) else [value]) <= set(codes)
+      ours = _coded(value, codes) if known else None
+      values[fields[key]] = ours
+      if not known or not _fits(ours, hints[fields[key]]):
+        wrong.append(f"{key}={value!r} (supported: {', '.join(codes)})")
+    elif key in fields:
+      values[fields[key]] = value
+      if not _fits(value, hints[fields[key]]):
+        kind = inspect.formatannotation(hints[fields[key]])
+        wrong.append(f"{key}={value!r} (supported: {kind})")
+    elif key in table.fixed:
+      if value != _tuples(table.fixed[key]):
+        wrong.append(f"{key}={value!r} (supported: {table.fixed[key]!r})")
+    elif key not in table.ignored and key not in table.written:
+      rest[key] = value
+  if wrong:
+    raise ValueError("config.json has " + ", ".join(wrong))
+  result = config(**values)
+  derived = table.derived(result)
+  for key, value in rest.items():
+    if key in derived:
+      if value != _tuples(derived[key]):
+        wrong.append(f"{key}={value!r} (expected: {derived[key]!r})")
+    elif not key.startswith("_"):
+      wrong.append(f"{key}={value!r} (unknown)")
+  if wrong:
+    raise ValueError("config.json has " + ", ".join(wrong))
+  return result
+
+
+def export_config(config: Any, table: ConfigTable) -> dict[str, Any]:
+  """The config.json of a `Config`: the inverse of `import_config`."""
+  ours = {}
+  for name, value in dataclasses.asdict(config).items():
+    key = table.renamed.get(name, name)
+    codes = table.coded.get(key)
+    ours[key] = value if codes is None else _coded(value, codes)
+  return {**table.written, **table.fixed, **table.derived(config), **ours}

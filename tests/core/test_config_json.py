@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import re
+
+import pytest
+
+from cc_jax.core import config_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  width: int = 8
+  scale: float = 1.0
+  heads: int | tuple[int, ...] = 2
+  wide: tuple[bool, ...] = (True, False)
+
+
+TABLE = config_json.ConfigTable(
+  renamed={"width": "hidden_size", "wide": "types"},
+  coded={"types": {True: "Wide", False: "Narrow"}},
+  fixed={"_class_name": "Model", "act": "silu"},
+  derived=lambda config: {"up": tuple(not wide for wide in config.wide)},
+  ignored=("dropout",),
+)
+
+
+def test_a_config_goes_there_and_back():
+  config = Config(width=4, heads=(1, 2), wide=(False, True))
+  theirs = config_json.export_config(config, TABLE)
+  assert theirs == {
+    "_class_name": "Model",
+    "act": "silu",
+    "heads": (1, 2),
+    "hidden_size": 4,
+    "scale": 1.0,
+    "types": ("Narrow", "Wide"),
+    "up": (True, False),
+  }
+  assert config_json.import_config(theirs, Config, TABLE) == config
+
+
+def test_absent_keys_have_defaults_and_versions_are_no_matter():
+  theirs = {"_diffusers_version": "0.1", "dropout": 0.5, "scale": 2}
+  assert config_json.import_config(theirs, Config, TABLE) == Config(scale=2)
+
+
+@pytest.mark.parametrize(
+  ("theirs", "message"),
+  [
+    ({"_class_name": "Other"}, "_class_name='Other' (supported: 'Model')"),
+    ({"act": "gelu"}, "act='gelu' (supported: 'silu')"),
+    ({"flash": True}, "flash=True (unknown)"),
+    ({"types": ["Wide", "Odd"]}, "types=('Wide', 'Odd') (supported: Wide, N"),
+    ({"types": "Wide"}, "types='Wide' (supported: Wide, Narrow)"),
+    ({"up": [True, True]}, "up=(True, True) (expected: (False, True))"),
+    ({"hidden_size": [1, 2]}, "hidden_size=(1, 2) (supported: int)"),
+    ({"heads": ["a"]}, "heads=('a',) (supported: int | tuple[int, ...])"),
+    ({"act": 1, "hidden_size": None}, "act=1 (supported: 'silu'), hidden_size"),
+  ],
+)
+def test_a_config_that_is_not_supported_is_refused(theirs, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    config_json.import_config(theirs, Config, TABLE)
