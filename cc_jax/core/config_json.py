@@ -13,6 +13,25 @@ import types
 import typing
 from typing import Any
 
+# What transformers writes into any config.json beside the architecture: how
+# weights are stored, what calls return, and defaults of text generation.
+GENERIC = tuple(
+  """
+  add_cross_attention bad_words_ids begin_suppress_tokens
+  chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id
+  diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size
+  exponential_decay_length_penalty finetuning_task forced_bos_token_id
+  forced_eos_token_id id2label initializer_factor initializer_range
+  is_decoder is_encoder_decoder label2id length_penalty max_length min_length
+  no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+  output_attentions output_hidden_states output_scores prefix problem_type
+  pruned_heads remove_invalid_values repetition_penalty return_dict
+  return_dict_in_generate sep_token_id suppress_tokens task_specific_params
+  temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p
+  torch_dtype torchscript transformers_version typical_p use_bfloat16
+  """.split()
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class ConfigTable:
@@ -26,6 +45,8 @@ class ConfigTable:
       they must agree on import.
     ignored: their keys that do not change the computation.
     written: further keys and values that export adds (class names).
+    parts: our field -> their key, the `Config` and the table of a group of
+      keys, such as the towers of a model of several.
   """
 
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -34,6 +55,9 @@ class ConfigTable:
   derived: Callable[[Any], Mapping[str, Any]] = lambda config: {}
   ignored: Sequence[str] = ()
   written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  parts: Mapping[str, tuple[str, type, "ConfigTable"]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def _tuples(value: Any) -> Any:
@@ -78,9 +102,16 @@ def import_config(
   fields = {
     table.renamed.get(field.name, field.name): field.name
     for field in dataclasses.fields(config)
+    if field.name not in table.parts
   }
   hints = typing.get_type_hints(config)
   wrong, values, rest = [], {}, {}
+  for field, (key, part, inner) in table.parts.items():
+    group = theirs.pop(key, {})
+    try:
+      values[field] = import_config(group, part, inner)
+    except ValueError as error:
+      wrong.append(f"{key}: {str(error).removeprefix('config.json has ')}")
   for key, value in theirs.items():
     if key in table.coded:
       codes = {new: old for old, new in table.coded[key].items()}
@@ -117,7 +148,12 @@ def import_config(
 def export_config(config: Any, table: ConfigTable) -> dict[str, Any]:
   """The config.json of a `Config`: the inverse of `import_config`."""
   ours = {}
-  for name, value in dataclasses.asdict(config).items():
+  for field in dataclasses.fields(config):
+    name, value = field.name, getattr(config, field.name)
+    if name in table.parts:
+      key, _, inner = table.parts[name]
+      ours[key] = export_config(value, inner)
+      continue
     key = table.renamed.get(name, name)
     codes = table.coded.get(key)
     ours[key] = value if codes is None else _coded(value, codes)

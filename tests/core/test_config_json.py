@@ -61,3 +61,35 @@ def test_absent_keys_have_defaults_and_versions_are_no_matter():
 def test_a_config_that_is_not_supported_is_refused(theirs, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     config_json.import_config(theirs, Config, TABLE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  left: Config
+  right: Config
+  share: bool = False
+
+
+PAIR = config_json.ConfigTable(
+  parts={
+    "left": ("left_config", Config, TABLE),
+    "right": ("right_config", Config, TABLE),
+  },
+  fixed={"model_type": "pair"},
+)
+
+
+def test_a_model_of_several_has_a_group_of_keys_for_each():
+  pair = Pair(Config(width=4), Config(heads=3), share=True)
+  theirs = config_json.export_config(pair, PAIR)
+  assert theirs.keys() == {"left_config", "right_config", "model_type", "share"}
+  assert theirs["left_config"]["hidden_size"] == 4
+  assert config_json.import_config(theirs, Pair, PAIR) == pair
+  assert config_json.import_config({}, Pair, PAIR) == Pair(Config(), Config())
+
+
+def test_what_a_group_of_keys_does_not_support_is_named_with_its_group():
+  theirs = {"left_config": {"act": "gelu"}, "right_config": {"flash": True}}
+  words = re.escape("left_config: act='gelu'") + ".*right_config: flash=True"
+  with pytest.raises(ValueError, match=words):
+    config_json.import_config(theirs, Pair, PAIR)
