@@ -31,6 +31,7 @@ ELSEWHERE = {
   "data/records": "tests/data/test_shards.py",
   "models/attention": "tests/models/test_layers.py",
   "models/published": "tests/models/test_hub.py: the rows of its table",
+  "pipelines/reference": "tests/stages/test_bench.py",
   "models/unet_blocks": "tests/models/test_unet.py",
   "stages/caption": "tests/tiny.py",
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",
