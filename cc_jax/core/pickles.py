@@ -147,20 +147,15 @@ def open_file(file: str | os.PathLike[str]) -> File:
 def open_tensors(
   file: str | os.PathLike[str], *keys: str
 ) -> dict[str, safetensors_files.Tensor]:
-  """The tensors of a file of `torch.save`, by name, without reading them.
+  """The tensors at `keys` of `open_file(file)`, by name, without reading them.
 
   Args:
     file: local or `gs://`.
     *keys: the way to the weights, where they are one of several things in the
       file: `"state_dict"`, or `"model", "ema"`.
 
-  Returns:
-    What `convert.import_weights` takes. `read()` gives an array of the stored
-    type, bfloat16 as that of ml_dtypes, which may be a view of the file.
-
   Raises:
-    ValueError: see `open_file`; there are no such keys; or there is something
-      else than tensors.
+    ValueError: no such keys, or something else than tensors there.
   """
   return open_file(file).tensors(*keys)
 
@@ -371,25 +366,24 @@ def _parameter(data: View, requires_grad: bool, hooks: Any) -> View:
 
 
 def _nothing(*args: Any) -> Nothing:
-  """Stands for what makes values that hold no weights."""
   return Nothing()
 
 
-# Of PyTorch Lightning and NumPy, in files that hold a training's state.
+# In files that hold the state of a training besides the weights.
 LIGHTNING = "pytorch_lightning"
-CALLBACKS = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
-MAKERS = (
-  ("numpy", "dtype"),
-  ("numpy.core.multiarray", "scalar"),
-  ("numpy._core.multiarray", "scalar"),
-  ("_codecs", "encode"),
-  ("torch", "device"),
-  ("torch", "Size"),
-)
-DICTS = (
-  ("argparse", "Namespace"),
-  (f"{LIGHTNING}.utilities.parsing", "AttributeDict"),
-)
+PLAIN: dict[tuple[str, str], Any] = {
+  ("numpy", "dtype"): Answer(_nothing),
+  ("numpy.core.multiarray", "scalar"): Answer(_nothing),
+  ("numpy._core.multiarray", "scalar"): Answer(_nothing),
+  ("_codecs", "encode"): Answer(_nothing),
+  ("torch", "device"): Answer(_nothing),
+  ("torch", "Size"): Answer(_nothing),
+  ("argparse", "Namespace"): collections.OrderedDict,
+  (f"{LIGHTNING}.utilities.parsing", "AttributeDict"): collections.OrderedDict,
+  # A callback's class is a key of the dict that holds its state.
+  (f"{LIGHTNING}.callbacks.model_checkpoint", "ModelCheckpoint"): "callback",
+  (f"{LIGHTNING}.callbacks.early_stopping", "EarlyStopping"): "callback",
+}
 
 NAMES: dict[tuple[str, str], Any] = {
   ("collections", "OrderedDict"): collections.OrderedDict,
@@ -401,11 +395,5 @@ NAMES: dict[tuple[str, str], Any] = {
   ("torch.storage", "UntypedStorage"): "uint8",
   **{("torch", name): dtype for name, dtype in STORAGES.items()},
   **{("torch", dtype): dtype for dtype in DTYPES},
-  # A callback's class is a key of the dict that holds its state.
-  **{
-    (f"{LIGHTNING}.callbacks.{module}", name): name
-    for module, _, name in (one.partition(".") for one in CALLBACKS)
-  },
-  **dict.fromkeys(MAKERS, Answer(_nothing)),
-  **dict.fromkeys(DICTS, collections.OrderedDict),
+  **PLAIN,
 }
