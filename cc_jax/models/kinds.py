@@ -30,7 +30,7 @@ class Kind(NamedTuple):
       weights' shapes nor what the network computes from its inputs.
     pickles: torch files that together are the published weights; a folder of
       them needs no config.json, and is then of the default config.
-    unused: how names in them begin that are of no use to the network.
+    unused: how names in files begin that are of no use to the network.
     formats: in which others published weights of this kind, besides the one of
       the source's NAMES.
   """

@@ -5,7 +5,14 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-  """Published weights: a folder of a repository on the Hugging Face hub."""
+  """Published weights: a repository on the Hugging Face hub.
+
+  Attributes:
+    kind: a key of `kinds.KINDS`.
+    preset: of that kind; the name of a constant beside the model.
+    repository: on the hub.
+    subfolder: of it, or the file there that has the weights.
+  """
 
   kind: str
   preset: str
@@ -45,7 +52,10 @@ MODELS = {
 }
 
 TABLE: dict[str, Entry] = {
-  f"{model}/{part}": entry
-  for model, parts in MODELS.items()
-  for part, entry in parts.items()
+  **{
+    f"{model}/{part}": entry
+    for model, parts in MODELS.items()
+    for part, entry in parts.items()
+  },
+  "sd-vae-ft-ema": Entry("autoencoder", "SD", "stabilityai/sd-vae-ft-ema"),
 }

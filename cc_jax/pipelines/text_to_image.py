@@ -61,6 +61,9 @@ def make(
 ) -> Model:
   """The model of a config.
 
+  Weights of its files are on the devices of the mesh that is set, else in
+  arrays of NumPy.
+
   Args:
     config: of the run that trained it.
     params: its weights: those of a train state; None reads the checkpoint that
@@ -74,8 +77,11 @@ def make(
   # Names and fields first: they are wrong more often, and cost nothing.
   unet = hub.config(config.model.unet, "unet")
   tokenizer = tokenize.load(config.model.tokenizer)
-  vae = hub.load(config.model.vae, "autoencoder")
-  text = hub.open(config.model.text, "clip_text", tokenize.ids(tokenizer))
+  mesh = sharding.current_mesh()
+  vae = hub.load(config.model.vae, "autoencoder", mesh=mesh)
+  text = hub.open(
+    config.model.text, "clip_text", tokenize.ids(tokenizer), mesh=mesh
+  )
   configs = {
     "unet": unet,
     "text": text.config,

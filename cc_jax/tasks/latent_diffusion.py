@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 import ml_collections
 
-from cc_jax.core import tree
+from cc_jax.core import sharding, tree
 from cc_jax.data import tokenize
 from cc_jax.diffusion import schedule as schedules
 from cc_jax.models import hub, kinds, layers
@@ -34,7 +34,13 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   unet_config = hub.config(config.model.unet, "unet")
   tokenizer = tokenize.load(config.model.tokenizer)
   vae = hub.load(config.model.vae, "autoencoder")
-  text = hub.open(config.model.text, "clip_text", tokenize.ids(tokenizer))
+  text = hub.open(
+    config.model.text,
+    "clip_text",
+    tokenize.ids(tokenizer),
+    dtype=train.dtype,
+    mesh=sharding.current_mesh(),
+  )
   unet, _ = kinds.structure(
     "unet", unet_config, dtype=train.dtype, remat=train.remat
   )
@@ -47,7 +53,7 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
         f"model.text={config.model.text!r} has no weights; name a row of "
         "models/published.py or a folder, or set latent_diffusion.train_text"
       )
-    frozen["text"] = tree.cast(text.params, train.dtype)
+    frozen["text"] = text.params
 
   def init(key: PRNGKeyArray) -> dict[str, Any]:
     key_unet, key_text = jax.random.split(key)

@@ -118,8 +118,14 @@ def test_a_row_is_fetched_once_by_its_folder(saved, tmp_path, monkeypatch):
     hub.load("sd2/text", "clip_text")
   loaded = hub.load("sd2/text", "clip_text", expect=TINY["clip_text"])
   assert loaded.hash == hub.weights_hash(params)
-  names = ("text_encoder/config.json", "text_encoder/model.safetensors")
-  assert calls == [(entry.repository, *names)] * 2
+  names = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+  )
+  wanted = [f"text_encoder/{name}" for name in names]
+  assert calls == [(entry.repository, *wanted)] * 2
 
 
 @pytest.mark.parametrize(
