@@ -198,18 +198,18 @@ def _read_config(folder: str, kind: str) -> Any:
     raise ValueError(f"{path} as {kind}: {error}") from error
 
 
-def _fields(config: Any, prefix: str = "") -> dict[str, Any]:
+def fields(config: Any, prefix: str = "") -> dict[str, Any]:
   """The fields of a config and of its parts, as "text.width"."""
   result = {}
   for field in dataclasses.fields(config):
     value, name = getattr(config, field.name), prefix + field.name
     parts = dataclasses.is_dataclass(value)
-    result |= _fields(value, f"{name}.") if parts else {name: value}
+    result |= fields(value, f"{name}.") if parts else {name: value}
   return result
 
 
 def _compare(found: Any, expect: Any, name: str, kind: str) -> None:
-  ours, theirs = _fields(expect), _fields(found)
+  ours, theirs = fields(expect), fields(found)
   differ = [
     f"{field}={theirs[field]!r} (expected {value!r})"
     for field, value in ours.items()
