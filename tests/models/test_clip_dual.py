@@ -16,14 +16,7 @@ from cc_jax.models import clip, clip_dual, clip_vision, hub, kinds, layers
 
 TINY = clip_dual.Config(
   clip.TextConfig(
-    vocabulary=99,
-    width=32,
-    mlp=48,
-    depth=2,
-    heads=4,
-    positions=16,
-    bos=97,
-    eos=98,
+    vocabulary=99, width=32, mlp=48, depth=2, heads=4, positions=16, eos=98
   ),
   clip_vision.VisionConfig(
     width=24, mlp=40, depth=3, heads=3, image_size=24, patch=8
