@@ -39,12 +39,15 @@ LEGACY: tuple[tuple[re.Pattern, str | None], ...] = (
   (re.compile(r"(attentions\.\d+)\.key\."), r"\1.to_k."),
   (re.compile(r"(attentions\.\d+)\.value\."), r"\1.to_v."),
   (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
-  (
-    re.compile(r"^(?=(embeddings|encoder\.layers|final_layer_norm)\.)"),
-    "text_model.",
-  ),
   (re.compile(r".*\.position_ids$"), None),
 )
+
+# Models that are one tower of CLIP: transformers 5 leaves the tower's name
+# out, which a tensor of this name gives away.
+TOWERS = {
+  "final_layer_norm.weight": "text_model.",
+  "pre_layrnorm.weight": "vision_model.",
+}
 
 
 class Place(NamedTuple):
@@ -125,7 +128,8 @@ class Leaf(NamedTuple):
       array = _part(self.tensors[layer].read(), self.where)
       array = _to_ours(self.path, array, len(self.shape) - stacked)
       target = result[row, ...] if stacked else result
-      _assign(target, array[index[stacked:]], self.names[layer])
+      # The dots keep what is a scalar an array.
+      _assign(target, array[(*index[stacked:], ...)], self.names[layer])
     return result
 
 
@@ -211,7 +215,9 @@ def _their_shape(path: str, shape: Sequence[int], where: Place) -> tuple:
 def normalised(tensors: Mapping[str, Any]) -> dict[str, Any]:
   """With the names of today, by `LEGACY`."""
   result = {}
+  tower = "".join(TOWERS[name] for name in tensors.keys() & TOWERS)
   for name, tensor in tensors.items():
+    name = tower + name
     for pattern, new in LEGACY:
       if pattern.search(name):
         name = None if new is None else pattern.sub(new, name)
@@ -326,7 +332,7 @@ def export_tensors(
     for layer in range(leaf.shape[0] if where.stacked else 1):
       name = where.name.replace("{l}", str(layer))
       found[name] = where, shape, made
-      index = layer if where.stacked else ...
+      index = (layer, ...) if where.stacked else ...
       if where.part in pieces.setdefault(name, {}):
         raise ValueError(f"two of our arrays are {name}; second is {path}")
       pieces[name][where.part] = path, leaf, index

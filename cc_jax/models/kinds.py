@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from cc_jax.core import convert, tree
-from cc_jax.models import autoencoder, clip, layers, lpips, unet
+from cc_jax.models import (
+  autoencoder,
+  clip,
+  clip_dual,
+  clip_vision,
+  layers,
+  lpips,
+  unet,
+)
 
 
 class Kind(NamedTuple):
@@ -27,7 +35,8 @@ class Kind(NamedTuple):
     source: the python module that has its presets, NAMES and CONFIG.
     stem: of its weights' file name.
     free: config fields that may differ from a preset: they change neither the
-      weights' shapes nor what the network computes from its inputs.
+      weights' shapes nor what the network computes from its inputs. A field of
+      a part is "part.field".
     pickles: torch files that together are the published weights; a folder of
       them needs no config.json, and is then of the default config.
     unused: how names in files begin that are of no use to the network.
@@ -65,6 +74,28 @@ KINDS = {
     clip,
     TRANSFORMERS,
     ("bos", "eos", "pad", "projection"),
+  ),
+  "clip_vision": Kind(
+    clip_vision.Vision,
+    clip_vision.VisionConfig,
+    clip_vision,
+    TRANSFORMERS,
+    (),
+  ),
+  "clip": Kind(
+    clip_dual.CLIP,
+    clip_dual.Config,
+    clip_dual,
+    TRANSFORMERS,
+    (
+      "logit_scale",
+      "text.bos",
+      "text.eos",
+      "text.pad",
+      "text.projection",
+      "vision.projection",
+    ),
+    formats=(clip_dual.OPENAI,),
   ),
   "lpips": Kind(
     lpips.LPIPS,

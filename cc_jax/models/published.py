@@ -51,11 +51,22 @@ MODELS = {
   ),
 }
 
-TABLE: dict[str, Entry] = {
-  **{
-    f"{model}/{part}": entry
-    for model, parts in MODELS.items()
-    for part, entry in parts.items()
-  },
+# Models that are one network, which is the whole repository.
+NETWORKS = {
   "sd-vae-ft-ema": Entry("autoencoder", "SD", "stabilityai/sd-vae-ft-ema"),
+  "clip-vit-b32": Entry("clip", "VIT_B32", "openai/clip-vit-base-patch32"),
+  "clip-vit-b16": Entry("clip", "VIT_B16", "openai/clip-vit-base-patch16"),
+  "clip-vit-l14": Entry("clip", "VIT_L14", "openai/clip-vit-large-patch14"),
+  "clip-vit-l14-336": Entry(
+    "clip", "VIT_L14_336", "openai/clip-vit-large-patch14-336"
+  ),
+  "clip-vit-h14": Entry(
+    "clip", "VIT_H14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+  ),
+}
+
+TABLE: dict[str, Entry] = NETWORKS | {
+  f"{model}/{part}": entry
+  for model, parts in MODELS.items()
+  for part, entry in parts.items()
 }
