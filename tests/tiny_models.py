@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small config of each kind of network, for tests of what serves all."""
 
-from cc_jax.models import autoencoder, clip, lpips, unet
+from cc_jax.models import autoencoder, clip, inception, lpips, unet, vqgan
 
 TINY = {
   "unet": unet.Config(
@@ -13,8 +13,17 @@ TINY = {
     source_width=12,
   ),
   "autoencoder": autoencoder.Config(channels=(8, 16), groups=4),
+  "vqgan": vqgan.Config(
+    channels=(8, 16),
+    attention=(False, True),
+    groups=4,
+    codebook_size=20,
+    codebook_width=6,
+    eps=1e-5,
+  ),
   "clip_text": clip.TextConfig(
     vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=8
   ),
   "lpips": lpips.Config(channels=(4, 4, 6, 8, 8)),
+  "inception": inception.Config(classes=9, divisor=16),
 }

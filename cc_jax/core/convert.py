@@ -34,7 +34,7 @@ Names = Sequence[tuple[str, str]]
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 # Spellings of files written by early releases of the libraries. None drops a
-# buffer that holds no weight.
+# buffer that holds no weight: positions, how many batches a norm has seen.
 LEGACY: tuple[tuple[re.Pattern, str | None], ...] = (
   (re.compile(r"(attentions\.\d+)\.query\."), r"\1.to_q."),
   (re.compile(r"(attentions\.\d+)\.key\."), r"\1.to_k."),
@@ -45,6 +45,7 @@ LEGACY: tuple[tuple[re.Pattern, str | None], ...] = (
     "text_model.",
   ),
   (re.compile(r".*\.position_ids$"), None),
+  (re.compile(r".*\.num_batches_tracked$"), None),
 )
 
 

@@ -2,7 +2,7 @@
 """Encoder and decoder of the autoencoders.
 
 "Taming Transformers for High-Resolution Image Synthesis", arXiv 2012.09841,
-appendix A, table 7. models/autoencoder.py and models/vqgan.py put their
+appendix A. models/autoencoder.py and models/vqgan.py put their
 bottlenecks between the two.
 """
 

@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from cc_jax.core import convert, tree
-from cc_jax.models import autoencoder, clip, layers, lpips, unet
+from cc_jax.models import (
+  autoencoder,
+  clip,
+  inception,
+  layers,
+  lpips,
+  unet,
+  vqgan,
+)
 
 
 class Kind(NamedTuple):
@@ -59,6 +67,14 @@ KINDS = {
     DIFFUSERS,
     ("sample_size", "scaling_factor"),
   ),
+  "vqgan": Kind(
+    vqgan.VQGAN,
+    vqgan.Config,
+    vqgan,
+    DIFFUSERS,
+    ("sample_size",),
+    formats=(vqgan.TAMING_FORMAT, vqgan.HFAILAB_FORMAT),
+  ),
   "clip_text": Kind(
     clip.Text,
     clip.TextConfig,
@@ -74,6 +90,14 @@ KINDS = {
     (),
     lpips.PICKLES,
     lpips.UNUSED,
+  ),
+  "inception": Kind(
+    inception.InceptionV3,
+    inception.Config,
+    inception,
+    TRANSFORMERS,
+    (),
+    inception.PICKLES,
   ),
 }
 

@@ -18,8 +18,10 @@ TINY = tiny_models.TINY
 FILES = {
   "unet": "diffusion_pytorch_model.safetensors",
   "autoencoder": "diffusion_pytorch_model.safetensors",
+  "vqgan": "diffusion_pytorch_model.safetensors",
   "clip_text": "model.safetensors",
   "lpips": "model.safetensors",
+  "inception": "model.safetensors",
 }
 
 
