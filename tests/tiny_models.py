@@ -6,8 +6,10 @@ from cc_jax.models import (
   clip,
   clip_dual,
   clip_vision,
+  inception,
   lpips,
   unet,
+  vqgan,
 )
 
 CLIP_TEXT = clip.TextConfig(
@@ -29,5 +31,14 @@ TINY = {
   "clip_text": CLIP_TEXT,
   "clip_vision": CLIP_VISION,
   "clip": clip_dual.Config(CLIP_TEXT, CLIP_VISION, projection=12),
+  "vqgan": vqgan.Config(
+    channels=(8, 16),
+    attention=(False, True),
+    groups=4,
+    codebook_size=20,
+    codebook_width=6,
+    eps=1e-5,
+  ),
   "lpips": lpips.Config(channels=(4, 4, 6, 8, 8)),
+  "inception": inception.Config(classes=9, divisor=16),
 }

@@ -47,6 +47,8 @@ class ConfigTable:
     written: further keys and values that export adds (class names).
     given: our field -> the one value that it has in such files; they may state
       another, which means nothing in them, and export leaves it out.
+    own: keys of ours that the reference library does not know, and ignores
+      with a warning; export leaves them out where they have our default.
     parts: our field -> their key, the `Config` and the table of a group of
       keys, such as the towers of a model of several.
   """
@@ -58,6 +60,7 @@ class ConfigTable:
   ignored: Sequence[str] = ()
   written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  own: Sequence[str] = ()
   parts: Mapping[str, tuple[str, type, "ConfigTable"]] = dataclasses.field(
     default_factory=dict
   )
@@ -162,6 +165,8 @@ def export_config(config: Any, table: ConfigTable) -> dict[str, Any]:
       ours[key] = export_config(value, inner)
       continue
     key = table.renamed.get(name, name)
+    if key in table.own and value == field.default:
+      continue
     codes = table.coded.get(key)
     ours[key] = value if codes is None else _coded(value, codes)
   return {**table.written, **table.fixed, **table.derived(config), **ours}

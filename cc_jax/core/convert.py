@@ -33,13 +33,14 @@ Names = Sequence[tuple[str, str]]
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 # Spellings of files written by early releases of the libraries. None drops a
-# buffer that holds no weight.
+# buffer that holds no weight: positions, how many batches a norm has seen.
 LEGACY: tuple[tuple[re.Pattern, str | None], ...] = (
   (re.compile(r"(attentions\.\d+)\.query\."), r"\1.to_q."),
   (re.compile(r"(attentions\.\d+)\.key\."), r"\1.to_k."),
   (re.compile(r"(attentions\.\d+)\.value\."), r"\1.to_v."),
   (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
   (re.compile(r".*\.position_ids$"), None),
+  (re.compile(r".*\.num_batches_tracked$"), None),
 )
 
 # Models that are one tower of CLIP: transformers 5 leaves the tower's name

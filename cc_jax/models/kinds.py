@@ -20,9 +20,11 @@ from cc_jax.models import (
   clip,
   clip_dual,
   clip_vision,
+  inception,
   layers,
   lpips,
   unet,
+  vqgan,
 )
 
 
@@ -68,6 +70,14 @@ KINDS = {
     DIFFUSERS,
     ("sample_size", "scaling_factor"),
   ),
+  "vqgan": Kind(
+    vqgan.VQGAN,
+    vqgan.Config,
+    vqgan,
+    DIFFUSERS,
+    ("sample_size",),
+    formats=(vqgan.TAMING_FORMAT, vqgan.HFAILAB_FORMAT),
+  ),
   "clip_text": Kind(
     clip.Text,
     clip.TextConfig,
@@ -105,6 +115,14 @@ KINDS = {
     (),
     lpips.PICKLES,
     lpips.UNUSED,
+  ),
+  "inception": Kind(
+    inception.InceptionV3,
+    inception.Config,
+    inception,
+    TRANSFORMERS,
+    (),
+    inception.PICKLES,
   ),
 }
 

@@ -44,6 +44,14 @@ def test_absent_keys_have_defaults_and_versions_are_no_matter():
   assert config_json.import_config(theirs, Config, TABLE) == Config(scale=2)
 
 
+def test_a_key_of_ours_alone_is_written_where_it_says_something():
+  table = dataclasses.replace(TABLE, own=("scale",))
+  assert "scale" not in config_json.export_config(Config(), table)
+  theirs = config_json.export_config(Config(scale=2.0), table)
+  assert theirs["scale"] == 2.0
+  assert config_json.import_config(theirs, Config, table) == Config(scale=2.0)
+
+
 @pytest.mark.parametrize(
   ("theirs", "message"),
   [

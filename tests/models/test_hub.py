@@ -18,10 +18,12 @@ TINY = tiny_models.TINY
 FILES = {
   "unet": "diffusion_pytorch_model.safetensors",
   "autoencoder": "diffusion_pytorch_model.safetensors",
+  "vqgan": "diffusion_pytorch_model.safetensors",
   "clip_text": "model.safetensors",
   "clip_vision": "model.safetensors",
   "clip": "model.safetensors",
   "lpips": "model.safetensors",
+  "inception": "model.safetensors",
 }
 
 
