@@ -31,7 +31,6 @@ ELSEWHERE = {
   "data/records": "tests/data/test_shards.py",
   "models/attention": "tests/models/test_layers.py",
   "models/autoencoder_blocks": "tests/models/test_vqgan.py",
-  "models/published": "tests/models/test_hub.py: the rows of its table",
   "pipelines/reference": "tests/stages/test_bench.py",
   "models/unet_blocks": "tests/models/test_unet.py",
   "stages/caption": "tests/tiny.py",

@@ -126,12 +126,18 @@ class Leaf(NamedTuple):
     stacked = self.where.stacked
     layers = range(len(self.tensors))[index[0]] if stacked else (0,)
     for row, layer in enumerate(layers):
-      array = _part(self.tensors[layer].read(), self.where)
-      array = _to_ours(self.path, array, len(self.shape) - stacked)
       target = result[row, ...] if stacked else result
-      # The dots keep what is a scalar an array.
-      _assign(target, array[(*index[stacked:], ...)], self.names[layer])
+      # A function, so that one tensor is let go before the next is read.
+      self._fill(target, layer, index[stacked:])
     return result
+
+  def _fill(
+    self, target: np.ndarray, layer: int, index: tuple[slice, ...]
+  ) -> None:
+    array = _part(self.tensors[layer].read(), self.where)
+    array = _to_ours(self.path, array, target.ndim)
+    # The dots keep what is a scalar an array.
+    _assign(target, array[(*index, ...)], self.names[layer])
 
 
 def place(path: str, names: Names) -> Place:

@@ -93,8 +93,8 @@ def open_file(file: str | os.PathLike[str]) -> dict[str, Tensor]:
       total += end - begin
     except (KeyError, TypeError, ValueError):
       raise ValueError(f"{file}: {name} is not described") from None
-    if code not in DTYPES:
-      raise ValueError(f"{file}: {name} is of the unknown type {code!r:.20}")
+    if not isinstance(code, str) or code not in DTYPES:
+      raise ValueError(f"{file}: {name} is of the unknown type {code!s:.20}")
     if any(type(n) is not int or n < 0 for n in (begin, *shape)):
       raise ValueError(f"{file}: {name} has the shape {shape!r:.80}")
     expected = math.prod(shape) * DTYPES[code].itemsize
