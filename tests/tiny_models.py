@@ -8,6 +8,7 @@ from cc_jax.models import (
   clip_vision,
   inception,
   lpips,
+  t5,
   unet,
   vqgan,
 )
@@ -41,4 +42,7 @@ TINY = {
   ),
   "lpips": lpips.Config(channels=(4, 4, 6, 8, 8)),
   "inception": inception.Config(classes=9, divisor=16),
+  "t5": t5.Config(
+    vocabulary=50, width=16, mlp=24, depth=2, heads=3, head_width=4
+  ),
 }

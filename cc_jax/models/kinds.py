@@ -23,6 +23,7 @@ from cc_jax.models import (
   inception,
   layers,
   lpips,
+  t5,
   unet,
   vqgan,
 )
@@ -123,6 +124,9 @@ KINDS = {
     TRANSFORMERS,
     (),
     inception.PICKLES,
+  ),
+  "t5": Kind(
+    t5.Encoder, t5.Config, t5, TRANSFORMERS, (), t5.PICKLES, t5.UNUSED
   ),
 }
 

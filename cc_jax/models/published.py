@@ -51,8 +51,12 @@ MODELS = {
   ),
 }
 
-# Models that are one network, which is the whole repository.
+# Models that are one network.
 NETWORKS = {
+  # Google's own repository has the whole model in one torch file.
+  "t5-xxl": Entry(
+    "t5", "XXL", "PixArt-alpha/PixArt-XL-2-1024-MS", "text_encoder"
+  ),
   "sd-vae-ft-ema": Entry("autoencoder", "SD", "stabilityai/sd-vae-ft-ema"),
   "clip-vit-b32": Entry("clip", "VIT_B32", "openai/clip-vit-base-patch32"),
   "clip-vit-b16": Entry("clip", "VIT_B16", "openai/clip-vit-base-patch16"),

@@ -24,6 +24,7 @@ FILES = {
   "clip": "model.safetensors",
   "lpips": "model.safetensors",
   "inception": "model.safetensors",
+  "t5": "model.safetensors",
 }
 
 
