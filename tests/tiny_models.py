@@ -6,8 +6,10 @@ from cc_jax.models import (
   clip,
   clip_dual,
   clip_vision,
+  dit,
   inception,
   lpips,
+  pixart,
   t5,
   unet,
   vqgan,
@@ -39,6 +41,10 @@ TINY = {
     codebook_size=20,
     codebook_width=6,
     eps=1e-5,
+  ),
+  "dit": dit.Config(sample_size=8, heads=2, head_width=8, depth=2, classes=5),
+  "pixart": pixart.Config(
+    sample_size=8, heads=2, head_width=12, depth=2, caption_width=10
   ),
   "lpips": lpips.Config(channels=(4, 4, 6, 8, 8)),
   "inception": inception.Config(classes=9, divisor=16),

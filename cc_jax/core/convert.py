@@ -9,6 +9,9 @@ says ours -> theirs only:
   ("blocks", "layers.{l}")         {l} is our stacked first axis L
   ("attn.k", "attn.qkv[1/3]")      the second third of a fused tensor
   ("up", "mlp.c_fc^T")             a matrix that lies transposed there, [I O]
+  ("time", "layers.{*}.time")      one array here, an equal copy there in each
+                                   of the layers that are "layers.{l}"
+  ("text", "model", names)         what is under "text", by a table of its own
 
 What holds for all models is not in tables: kernel, scale and embedding are
 "weight" there, [I O] is [O I], and [H W I O] is [O I H W]. Import is complete
@@ -26,29 +29,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from cc_jax.core import safetensors_files, tree
+from cc_jax.core import legacy, safetensors_files, tree
 
-Names = Sequence[tuple[str, str]]
+Names = Sequence[tuple[str, str] | tuple[str, str, Sequence]]
+Tensors = Mapping[str, safetensors_files.Tensor]
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-
-# Spellings of files written by early releases of the libraries. None drops a
-# buffer that holds no weight: positions, how many batches a norm has seen.
-LEGACY: tuple[tuple[re.Pattern, str | None], ...] = (
-  (re.compile(r"(attentions\.\d+)\.query\."), r"\1.to_q."),
-  (re.compile(r"(attentions\.\d+)\.key\."), r"\1.to_k."),
-  (re.compile(r"(attentions\.\d+)\.value\."), r"\1.to_v."),
-  (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
-  (re.compile(r".*\.position_ids$"), None),
-  (re.compile(r".*\.num_batches_tracked$"), None),
-)
-
-# Models that are one tower of CLIP: transformers 5 leaves the tower's name
-# out, which a tensor of this name gives away.
-TOWERS = {
-  "final_layer_norm.weight": "text_model.",
-  "pre_layrnorm.weight": "vision_model.",
-}
 
 
 class Place(NamedTuple):
@@ -59,6 +45,13 @@ class Place(NamedTuple):
   parts: int = 1
   stacked: bool = False
   transposed: bool = False
+  copied: bool = False
+
+  def spelled(self, layers: int) -> list[str]:
+    """Its names, one a layer where it has several."""
+    several = layers if self.stacked or self.copied else 1
+    names = (self.name.replace("{l}", str(n)) for n in range(several))
+    return [name.replace("{*}", str(n)) for n, name in enumerate(names)]
 
 
 class Format(NamedTuple):
@@ -129,6 +122,13 @@ class Leaf(NamedTuple):
       target = result[row, ...] if stacked else result
       # A function, so that one tensor is let go before the next is read.
       self._fill(target, layer, index[stacked:])
+    for name, tensor in zip(self.names[1:], self.tensors[1:], strict=True):
+      if self.where.copied and not np.array_equal(
+        self.tensors[0].read(), tensor.read()
+      ):
+        raise ValueError(
+          f"{name} differs from {self.names[0]}; expected copies"
+        )
     return result
 
   def _fill(
@@ -145,11 +145,15 @@ def place(path: str, names: Names) -> Place:
 
   >>> place("blocks.attn.q.kernel", [("blocks", "h.{l}"), ("q", "qkv[0/3]")])
   Place(name='h.{l}.attn.qkv.weight', part=0, parts=3, stacked=True, \
-transposed=False)
+transposed=False, copied=False)
   """
+  for ours, replacement, *inner in names:
+    if inner and path.startswith(f"{ours}."):
+      found = place(path.removeprefix(f"{ours}."), *inner)
+      return found._replace(name=f"{replacement}.{found.name}")
   body, _, leaf = path.rpartition(".")
   theirs = ".".join(filter(None, (body, LEAVES.get(leaf, leaf))))
-  for ours, replacement in names:
+  for ours, replacement, *_ in names:
     pattern = rf"(?<![^.]){re.escape(ours)}(?![^.])"
     theirs = re.sub(pattern, lambda _, new=replacement: new, theirs)
   fused = re.search(r"\[(\d+)/(\d+)\]", theirs)
@@ -158,7 +162,25 @@ transposed=False)
     theirs = theirs.replace(fused[0], "")
   transposed = "^T" in theirs
   theirs = theirs.replace("^T", "")
-  return Place(theirs, part, parts, "{l}" in theirs, transposed)
+  stacked, copied = "{l}" in theirs, "{*}" in theirs
+  return Place(theirs, part, parts, stacked, transposed, copied)
+
+
+def _places(
+  flat: Mapping[str, Any], names: Names
+) -> dict[str, tuple[Place, list[str]]]:
+  """Where each leaf stands, and all its names there."""
+  places = {path: place(path, names) for path in flat}
+  depths = {
+    where.name.partition("{l}")[0]: flat[path].shape[0]
+    for path, where in places.items()
+    if where.stacked
+  }
+  result = {}
+  for path, where in places.items():
+    ahead = re.split(r"{[l*]}", where.name)[0]
+    result[path] = where, where.spelled(depths.get(ahead, 1))
+  return result
 
 
 def _to_theirs(path: str, array: np.ndarray) -> np.ndarray:
@@ -172,7 +194,13 @@ def _to_theirs(path: str, array: np.ndarray) -> np.ndarray:
 
 
 def _to_ours(path: str, array: np.ndarray, rank: int) -> np.ndarray:
-  """The inverse; a 1x1 convolution there may be a linear layer here."""
+  """The inverse; a 1x1 convolution there may be a linear layer here.
+
+  A table that is added to each example of a batch may have an axis for it
+  there.
+  """
+  if array.ndim == rank + 1 and array.shape[0] == 1:
+    array = array[0]
   if path.endswith("kernel"):
     if array.ndim == 4 and rank == 2 and array.shape[2:] == (1, 1):
       array = array[:, :, 0, 0]
@@ -219,22 +247,6 @@ def _their_shape(path: str, shape: Sequence[int], where: Place) -> tuple:
   return theirs[::-1] if where.transposed else theirs
 
 
-def normalised(tensors: Mapping[str, Any]) -> dict[str, Any]:
-  """With the names of today, by `LEGACY`."""
-  result = {}
-  tower = "".join(TOWERS[name] for name in tensors.keys() & TOWERS)
-  for name, tensor in tensors.items():
-    name = tower + name
-    for pattern, new in LEGACY:
-      if pattern.search(name):
-        name = None if new is None else pattern.sub(new, name)
-      if name is None:
-        break
-    else:
-      result[name] = tensor
-  return result
-
-
 def match(
   tensors: Mapping[str, safetensors_files.Tensor],
   shapes: Any,
@@ -253,15 +265,19 @@ def match(
     ValueError: a tensor is missing, left over, or of another shape or kind of
       type; all in one message.
   """
-  tensors = normalised(tensors)
+  tensors = legacy.normalised(tensors)
   wrong, used, parts, result = [], {}, {}, []
-  for path, leaf in tree.flatten(shapes).items():
-    where = place(path, names)
+  flat = tree.flatten(shapes)
+  for path, (where, spelled) in _places(flat, names).items():
+    leaf = flat[path]
     expected = _their_shape(path, leaf.shape[where.stacked :], where)
-    rank = len(leaf.shape) - where.stacked
+    # A 1x1 convolution there may be a linear layer here, and a table that is
+    # added to a batch may have an axis for it.
+    fit = {expected, (1, *expected)}
+    if len(expected) == 2 and not where.transposed:
+      fit.add((*expected, 1, 1))
     found = []
-    for layer in range(leaf.shape[0] if where.stacked else 1):
-      name = where.name.replace("{l}", str(layer))
+    for name in spelled:
       if name not in tensors:
         wrong.append(f"missing {name} (our {path})")
         break
@@ -271,9 +287,7 @@ def match(
         wrong.append(f"{name} is asked for twice (again by {path})")
       seen.add(where.part)
       shape, kind = tensors[name].shape, tensors[name].dtype
-      # A 1x1 convolution there may be a linear layer here.
-      linear = rank == 2 and len(shape) == 4 and not where.transposed
-      if shape != expected + (1, 1) * linear:
+      if shape not in fit:
         wrong.append(f"{name}: expected {expected}, got {shape}")
       if _floating(leaf.dtype) != _floating(kind):
         wrong.append(f"{name}: expected {leaf.dtype}, got {kind}")
@@ -332,12 +346,12 @@ def export_tensors(
   """
   pieces: dict[str, dict[int, Any]] = {}
   found: dict[str, tuple[Place, tuple[int, ...], np.dtype]] = {}
-  for path, leaf in tree.flatten(params).items():
-    where = place(path, names)
+  flat = tree.flatten(params)
+  for path, (where, spelled) in _places(flat, names).items():
+    leaf = flat[path]
     shape = _their_shape(path, leaf.shape[where.stacked :], where)
     made = np.dtype(dtype if _floating(leaf.dtype) else leaf.dtype)
-    for layer in range(leaf.shape[0] if where.stacked else 1):
-      name = where.name.replace("{l}", str(layer))
+    for layer, name in enumerate(spelled):
       found[name] = where, shape, made
       index = (layer, ...) if where.stacked else ...
       if where.part in pieces.setdefault(name, {}):

@@ -13,7 +13,7 @@ import jax
 from jaxtyping import Array, Float
 
 from cc_jax.core import convert, sharding
-from cc_jax.models import layers
+from cc_jax.models import layers, residual
 
 # A stride-2 convolution that looks one pixel beyond the right and lower edge.
 ASYMMETRIC = ((0, 1), (0, 1))
@@ -69,7 +69,7 @@ class Mid(nnx.Module):
   ):
     kinds: dict[str, Any] = dict(groups=groups, eps=eps, dtype=dtype, rngs=rngs)
     self.resnets = nnx.List(
-      [layers.ResnetBlock(width, width, **kinds) for _ in range(2)]
+      [residual.ResnetBlock(width, width, **kinds) for _ in range(2)]
     )
     self.attentions = nnx.List(
       [SpatialAttention(width, **kinds) for _ in range(attention)]
@@ -106,7 +106,9 @@ class Level(nnx.Module):
     norms: dict[str, Any] = dict(groups=groups, eps=eps)
     self.resnets = nnx.List(
       [
-        layers.ResnetBlock(width if block == 0 else out, out, **norms, **kinds)
+        residual.ResnetBlock(
+          width if block == 0 else out, out, **norms, **kinds
+        )
         for block in range(depth)
       ]
     )
@@ -117,9 +119,11 @@ class Level(nnx.Module):
       ]
     )
     self.downsample = (
-      layers.Downsample(out, out, padding=ASYMMETRIC, **kinds) if down else None
+      residual.Downsample(out, out, padding=ASYMMETRIC, **kinds)
+      if down
+      else None
     )
-    self.upsample = layers.Upsample(out, out, **kinds) if up else None
+    self.upsample = residual.Upsample(out, out, **kinds) if up else None
 
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B I J O"]:
     for block, resnet in enumerate(self.resnets):

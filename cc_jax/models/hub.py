@@ -143,6 +143,7 @@ def load(
     torch = f", nor {' and '.join(row.pickles)}," if row.pickles else ""
     single = next(weight_files.names(row.stem, variant)).single
     raise ValueError(f"no {single}{torch} in {place}")
+  found = kinds.KINDS[kind].complete(found, source.tensors)
   _, shapes = kinds.structure(kind, found)
   made = source.format
   table = made.names if made else kinds.KINDS[kind].source.NAMES

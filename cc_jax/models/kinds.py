@@ -5,6 +5,7 @@ A new model is a row of `KINDS` here and, where weights are published, its rows
 in models/published.py.
 """
 
+from collections.abc import Callable
 import inspect
 import os
 import types
@@ -20,9 +21,11 @@ from cc_jax.models import (
   clip,
   clip_dual,
   clip_vision,
+  dit,
   inception,
   layers,
   lpips,
+  pixart,
   t5,
   unet,
   vqgan,
@@ -45,6 +48,8 @@ class Kind(NamedTuple):
     unused: how names in files begin that are of no use to the network.
     formats: in which others published weights of this kind, besides the one of
       the source's NAMES.
+    complete: from a config and the tensors beside it, the config with what a
+      config.json does not say.
   """
 
   module: type
@@ -55,6 +60,9 @@ class Kind(NamedTuple):
   pickles: tuple[str, ...] = ()
   unused: tuple[str, ...] = ()
   formats: tuple[convert.Format, ...] = ()
+  complete: Callable[[Any, convert.Tensors], Any] = lambda config, tensors: (
+    config
+  )
 
 
 DIFFUSERS = "diffusion_pytorch_model"
@@ -127,6 +135,16 @@ KINDS = {
   ),
   "t5": Kind(
     t5.Encoder, t5.Config, t5, TRANSFORMERS, (), t5.PICKLES, t5.UNUSED
+  ),
+  "dit": Kind(dit.DiT, dit.Config, dit, DIFFUSERS, (), formats=dit.FORMATS),
+  "pixart": Kind(
+    pixart.PixArt,
+    pixart.Config,
+    pixart,
+    DIFFUSERS,
+    ("null_tokens",),
+    formats=pixart.FORMATS,
+    complete=pixart.complete,
   ),
 }
 

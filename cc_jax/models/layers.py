@@ -142,11 +142,22 @@ def group_norm(
 
 
 def layer_norm(
-  width: int, eps: float = 1e-5, *, dtype: Dtype, rngs: nnx.Rngs
+  width: int,
+  eps: float = 1e-5,
+  *,
+  affine: bool = True,
+  dtype: Dtype,
+  rngs: nnx.Rngs,
 ) -> nnx.LayerNorm:
-  """Normalises [... D] over D."""
+  """Normalises [... D] over D; without `affine` it has no weights."""
   return nnx.LayerNorm(
-    width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs
+    width,
+    epsilon=eps,
+    use_bias=affine,
+    use_scale=affine,
+    use_fast_variance=False,
+    dtype=dtype,
+    rngs=rngs,
   )
 
 
@@ -160,7 +171,8 @@ def rms_norm(
 class Attention(nnx.Module):
   """Multi-head attention, to itself or to source tokens.
 
-  "Attention Is All You Need", arXiv 1706.03762, §3.2.
+  "Attention Is All You Need", arXiv 1706.03762, §3.2. Initial weights of k and
+  v are by `source_init`, where they are not by `init` as those of q.
   """
 
   def __init__(
@@ -174,19 +186,21 @@ class Attention(nnx.Module):
     out_bias: bool = True,
     causal: bool = False,
     scale: float | None = None,
+    init: Callable = INIT,
+    source_init: Callable | None = None,
     out_init: Callable = INIT,
     dtype: Dtype,
     rngs: nnx.Rngs,
   ):
     inner = heads * (head_width or width // heads)
     source = source_width or width
+    kinds: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+    source_init = source_init or init
     self.heads, self.causal, self.scale = heads, causal, scale
-    self.q = linear(width, inner, bias=bias, dtype=dtype, rngs=rngs)
-    self.k = linear(source, inner, bias=bias, dtype=dtype, rngs=rngs)
-    self.v = linear(source, inner, bias=bias, dtype=dtype, rngs=rngs)
-    self.out = linear(
-      inner, width, bias=out_bias, init=out_init, dtype=dtype, rngs=rngs
-    )
+    self.q = linear(width, inner, bias=bias, init=init, **kinds)
+    self.k = linear(source, inner, bias=bias, init=source_init, **kinds)
+    self.v = linear(source, inner, bias=bias, init=source_init, **kinds)
+    self.out = linear(inner, width, bias=out_bias, init=out_init, **kinds)
 
   def __call__(
     self,
@@ -220,19 +234,18 @@ class MLP(nnx.Module):
     act: str = "gelu",
     gated: bool = False,
     bias: bool = True,
+    out: int | None = None,
+    init: Callable = INIT,
     dtype: Dtype,
     rngs: nnx.Rngs,
   ):
+    kinds: dict[str, Any] = dict(bias=bias, init=init, dtype=dtype, rngs=rngs)
     self.act = act
-    self.up = linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
-    self.gate = (
-      linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
-      if gated
-      else None
-    )
-    self.down = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
+    self.up = linear(width, hidden, **kinds)
+    self.gate = linear(width, hidden, **kinds) if gated else None
+    self.down = linear(hidden, out or width, **kinds)
 
-  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B O"]:
     act = ACTIVATIONS[self.act]
     if self.gate is None:
       return self.down(act(self.up(x)))
@@ -240,16 +253,16 @@ class MLP(nnx.Module):
 
 
 def timestep_embedding(
-  t: Num[Array, "*B"], width: int, *, period: float = 10_000
+  t: Num[Array, "*B"], width: int, *, period: float = 10_000, shift: int = 0
 ) -> Float[Array, "*B width"]:
   """[cos, sin] of t at width / 2 frequencies, in float32.
 
   "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, appendix B; the
-  cosines first, and frequencies period^(-i / (width / 2)), as in diffusers with
-  `flip_sin_to_cos` and no frequency shift.
+  cosines first, and frequencies period^(-i / (width / 2 - shift)), as in
+  diffusers with `flip_sin_to_cos` and a `downscale_freq_shift` of `shift`.
   """
   half = width // 2
-  exponent = jnp.arange(half, dtype=jnp.float32) / half
+  exponent = jnp.arange(half, dtype=jnp.float32) / (half - shift)
   frequency = jnp.exp(-math.log(period) * exponent)
   angle = t.astype(jnp.float32)[..., None] * frequency
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
@@ -258,91 +271,20 @@ def timestep_embedding(
 class TimeMLP(nnx.Module):
   """Linear, SiLU, linear: how a network reads a vector of conditions."""
 
-  def __init__(self, width: int, hidden: int, *, dtype: Dtype, rngs: nnx.Rngs):
-    self.up = linear(width, hidden, dtype=dtype, rngs=rngs)
-    self.down = linear(hidden, hidden, dtype=dtype, rngs=rngs)
+  def __init__(
+    self,
+    width: int,
+    hidden: int,
+    *,
+    init: Callable = INIT,
+    dtype: Dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.up = linear(width, hidden, init=init, dtype=dtype, rngs=rngs)
+    self.down = linear(hidden, hidden, init=init, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B F"]:
     return self.down(jax.nn.silu(self.up(x)))
-
-
-class ResnetBlock(nnx.Module):
-  """x + conv(act(norm(conv(act(norm(x))) + time))), SiLU throughout.
-
-  The residual block of arXiv 2006.11239, appendix B, with group norms.
-  """
-
-  def __init__(
-    self,
-    channels: int,
-    out: int,
-    *,
-    time_width: int | None = None,
-    groups: int = 32,
-    eps: float = 1e-5,
-    out_init: Callable = INIT,
-    dtype: Dtype,
-    rngs: nnx.Rngs,
-  ):
-    kinds = dict(dtype=dtype, rngs=rngs)
-    self.norm1 = group_norm(channels, groups, eps, **kinds)
-    self.conv1 = conv(channels, out, **kinds)
-    self.time = linear(time_width, out, **kinds) if time_width else None
-    self.norm2 = group_norm(out, groups, eps, **kinds)
-    self.conv2 = conv(out, out, init=out_init, **kinds)
-    self.shortcut = conv(channels, out, 1, **kinds) if channels != out else None
-
-  def __call__(
-    self,
-    x: Float[Array, "B H W C"],
-    time: Float[Array, "B F"] | None = None,
-  ) -> Float[Array, "B H W O"]:
-    h = self.conv1(jax.nn.silu(self.norm1(x)))
-    if self.time is not None:
-      h = h + self.time(jax.nn.silu(time))[:, None, None, :]
-    h = self.conv2(jax.nn.silu(self.norm2(h)))
-    return h + (x if self.shortcut is None else self.shortcut(x))
-
-
-class Downsample(nnx.Module):
-  """[B H W C] -> [B H/2 W/2 C] by a convolution with stride 2."""
-
-  def __init__(
-    self,
-    channels: int,
-    out: int,
-    *,
-    padding: Any = None,
-    dtype: Dtype,
-    rngs: nnx.Rngs,
-  ):
-    self.conv = conv(
-      channels, out, stride=2, padding=padding, dtype=dtype, rngs=rngs
-    )
-
-  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B I J O"]:
-    return self.conv(x)
-
-
-class Upsample(nnx.Module):
-  """[B H W C] -> [B 2H 2W C]: nearest neighbour, then a convolution."""
-
-  def __init__(self, channels: int, out: int, *, dtype: Dtype, rngs: nnx.Rngs):
-    self.conv = conv(channels, out, dtype=dtype, rngs=rngs)
-
-  def __call__(
-    self,
-    x: Float[Array, "B H W C"],
-    size: tuple[int, int] | None = None,
-  ) -> Float[Array, "B I J O"]:
-    """`size` [H W] serves maps that were odd before they were halved."""
-    B, H, W, C = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
-    x = x.reshape(B, 2 * H, 2 * W, C)
-    if size is not None and size != (2 * H, 2 * W):
-      # Nearest neighbour to an odd size drops the last row or column.
-      x = x[:, : size[0], : size[1]]
-    return self.conv(x)
 
 
 REMAT = {

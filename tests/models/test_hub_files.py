@@ -16,7 +16,7 @@ import tiny_models
 import torch
 import transformers
 
-from cc_jax.core import convert, sharding, tree, weight_files
+from cc_jax.core import convert, legacy, sharding, tree, weight_files
 from cc_jax.models import hub, kinds, published, unet
 
 TINY = tiny_models.TINY
@@ -119,7 +119,7 @@ def test_the_libraries_open_weights_in_several_files(networks, tmp_path):
     hub.save(str(folder), kind, TINY[kind], networks[kind], shard_bytes=size)
     assert len(list(folder.glob("*-of-*.safetensors"))) > 1
     model = library.from_pretrained(folder)
-    found = convert.normalised(model.state_dict())
+    found = legacy.normalised(model.state_dict())
     expected = state(kind, networks[kind])
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

@@ -9,7 +9,7 @@ import tiny_models
 import torch
 import transformers
 
-from cc_jax.core import config_json, convert
+from cc_jax.core import config_json, convert, legacy
 from cc_jax.models import hub, kinds, published
 
 
@@ -30,6 +30,8 @@ REFERENCES = {
   "autoencoder": diffusers.AutoencoderKL.from_config,
   "clip_text": clip_text,
   "clip": of(transformers.CLIPModel),
+  "dit": diffusers.DiTTransformer2DModel.from_config,
+  "pixart": diffusers.PixArtTransformer2DModel.from_config,
   "t5": of(transformers.T5EncoderModel),
 }
 NETWORKS = sorted({(e.kind, e.preset) for e in published.TABLE.values()})
@@ -46,7 +48,7 @@ def test_a_preset_has_the_tensors_of_the_reference(kind, preset):
     reference = REFERENCES[kind](settings)
   theirs = {
     name: tuple(tensor.shape)
-    for name, tensor in convert.normalised(reference.state_dict()).items()
+    for name, tensor in legacy.normalised(reference.state_dict()).items()
     if not name.startswith(row.unused)
   }
   _, shapes = kinds.structure(kind, config)
