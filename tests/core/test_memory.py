@@ -49,4 +49,5 @@ def test_import_takes_the_target_and_one_tensor_more(file):
 def test_import_to_a_mesh_takes_the_target_and_one_array_more(file):
   found = measured(file, "mesh")
   assert found["imported"] < found["size"] + 0.5e9
+  assert found["exported"] < 0.3e9
   assert found["last"] == 8 * 3 - 2
