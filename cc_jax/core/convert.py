@@ -26,6 +26,7 @@ import functools
 import re
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -378,9 +379,19 @@ def _join(
   """One tensor of theirs, from the arrays of ours that are its parts."""
   result = np.empty(shape, dtype)
   for part, (path, leaf, index) in pieces.items():
-    array = _to_theirs(path, np.asarray(leaf)[index])
+    array = _to_theirs(path, _fetch(leaf, index))
     _assign(_part(result, where._replace(part=part)), array, name)
   return result
+
+
+def _fetch(leaf: Any, index: Any) -> np.ndarray:
+  """One layer of an array, or all of it, on the host."""
+  if isinstance(leaf, jax.Array):
+    platforms = [device.platform for device in leaf.devices()]
+    if platforms != ["cpu"]:
+      # What is fetched stays with the array that it is fetched of: not ours.
+      return np.asarray(leaf[index].copy())
+  return np.asarray(leaf)[index]
 
 
 def export_weights(params: Any, names: Names) -> dict[str, np.ndarray]:

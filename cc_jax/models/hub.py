@@ -90,8 +90,10 @@ def config(name: Any, kind: str) -> Any:
     raise ValueError(
       f"no {kind} {name!r}; expected a preset ({presets}), {row}or a folder"
     )
-  alone = weight_files.is_file(name) or not _config_json(name).exists()
-  return _config_of(name, kind, _source(name, kind, None) if alone else None)
+  # Only where nothing says it outright are weights looked at.
+  plain = not weight_files.is_file(name) and _config_json(name).exists()
+  source = None if plain else _source(name, kind, None)
+  return _config_of(name, kind, source)
 
 
 def load(
@@ -342,21 +344,20 @@ def _source(place: str, kind: str, variant: str | None) -> Source | None:
     opened = weight_files.open_folder(place, row.stem, variant)
   if opened is None:
     return None
-  for format in (*row.formats, None):
-    ways = format.ways() if format else WAYS
-    keys = next((keys for keys in ways if opened.has(*keys)), None)
-    if keys is None and format:
-      continue
-    tensors = opened.tensors(*(keys or ()))
-    if format is None or format.marker in tensors:
-      unused = format.unused if format else row.unused
-      break
-  used = {
-    name: tensor
-    for name, tensor in tensors.items()
-    if not name.startswith(tuple(unused))
-  }
-  return Source(used, format)
+  for format in row.formats:
+    keys = next((keys for keys in format.ways() if opened.has(*keys)), None)
+    tensors = {} if keys is None else opened.tensors(*keys)
+    if format.marker in tensors:
+      return Source(_without(tensors, format.unused), format)
+  keys = next((keys for keys in WAYS if opened.has(*keys)), ())
+  return Source(_without(opened.tensors(*keys), row.unused), None)
+
+
+def _without(
+  tensors: Mapping[str, safetensors_files.Tensor], unused: tuple[str, ...]
+) -> dict[str, safetensors_files.Tensor]:
+  """Of which no name begins in one of these ways."""
+  return {n: tensors[n] for n in tensors if not n.startswith(unused)}
 
 
 def _pickles(folder: str, kind: str) -> list[str]:

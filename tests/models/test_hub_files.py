@@ -107,6 +107,10 @@ def test_weights_are_read_to_the_devices_of_a_mesh(kind, networks, tmp_path):
   assert found == sharding.layouts(params, mesh)
   # The hash is of the files, not of what was made of them.
   assert loaded.hash == hub.weights_hash(params)
+  whole = hub.load(str(tmp_path), kind, mesh=mesh)
+  again = tmp_path / "again"
+  hub.save(str(again), kind, TINY[kind], whole.params)
+  equal(hub.load(str(again), kind).params, params)
 
 
 def test_the_libraries_open_weights_in_several_files(networks, tmp_path):
