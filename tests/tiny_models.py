@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small config of each kind of network, for tests of what serves all."""
 
-from cc_jax.models import autoencoder, clip, llama, lpips, opt, unet
+from cc_jax.models import autoencoder, clip, llama, lpips, opt, prior, unet
 
 TINY = {
   "unet": unet.Config(
@@ -21,4 +21,7 @@ TINY = {
     vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=24
   ),
   "llama": llama.Config(vocabulary=50, width=16, mlp=24, depth=2, heads=2),
+  "prior": prior.Config(
+    vocabulary=50, width=16, depth=2, heads=2, positions=9, condition=12
+  ),
 }

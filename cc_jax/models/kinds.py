@@ -15,7 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from cc_jax.core import convert, tree
-from cc_jax.models import autoencoder, clip, layers, llama, lm, lpips, opt, unet
+from cc_jax.models import (
+  autoencoder,
+  clip,
+  layers,
+  llama,
+  lm,
+  lpips,
+  opt,
+  prior,
+  unet,
+)
 
 
 class Kind(NamedTuple):
@@ -89,6 +99,14 @@ KINDS = {
     llama,
     TRANSFORMERS,
     ("bos", "eos", "pad", "positions"),
+  ),
+  "prior": Kind(
+    prior.Prior,
+    prior.Config,
+    prior,
+    TRANSFORMERS,
+    (),
+    formats=(prior.HFAILAB,),
   ),
 }
 

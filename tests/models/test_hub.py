@@ -22,6 +22,7 @@ FILES = {
   "lpips": "model.safetensors",
   "opt": "model.safetensors",
   "llama": "model.safetensors",
+  "prior": "model.safetensors",
 }
 
 
