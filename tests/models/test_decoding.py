@@ -15,7 +15,7 @@ from cc_jax.models import decoding, layers, llama, lm
 
 # Few tokens, so that the one that ends a text is often the likeliest.
 CONFIG = llama.Config(
-  vocabulary=19, width=24, mlp=40, depth=2, heads=3, eos=5, pad=1
+  vocabulary=19, width=24, mlp=40, depth=2, heads=3, eos=10, pad=1
 )
 LENGTH = 9
 
@@ -37,7 +37,7 @@ def prompts(rows, length=7):
   rng = np.random.default_rng(1)
   tokens = rng.integers(2, 19, (rows, length), dtype=np.int32)
   mask = np.arange(length) >= rng.integers(0, length, (rows, 1))
-  return np.where(mask, tokens, 1).astype(np.int32), mask
+  return np.where(mask, tokens, CONFIG.pad).astype(np.int32), mask
 
 
 def theirs(reference, tokens, mask, **options):
