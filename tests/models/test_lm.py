@@ -250,3 +250,13 @@ def test_initial_logits_stay_moderate_in_a_deep_model(family):
   tokens = jnp.asarray(prompts(2, 9)[0])
   logits = jax.jit(lambda: make(deep)(make(deep).embed(tokens)))()
   assert 1e-3 < logits.std() < 1
+
+
+@pytest.mark.parametrize(
+  ("config", "count"),
+  [(opt.OPT_2_7B, 2_651_596_800), (llama.VICUNA_7B, 6_738_415_616)],
+  ids=["OPT_2_7B", "VICUNA_7B"],
+)
+def test_presets_have_the_published_number_of_weights(config, count):
+  _, shapes = parity.abstract(lambda: make(config))
+  assert tree.count(shapes) == count
