@@ -34,6 +34,8 @@ ELSEWHERE = {
   "models/autoencoder_blocks": "tests/models/test_vqgan.py",
   "pipelines/reference": "tests/stages/test_bench.py",
   "models/residual": "tests/models/test_layers.py",
+  "models/llama": "tests/models/test_lm.py",
+  "models/opt": "tests/models/test_lm.py",
   "models/unet_blocks": "tests/models/test_unet.py",
   "stages/caption": "tests/tiny.py",
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",

@@ -8,8 +8,11 @@ from cc_jax.models import (
   clip_vision,
   dit,
   inception,
+  llama,
   lpips,
+  opt,
   pixart,
+  prior,
   t5,
   unet,
   vqgan,
@@ -50,5 +53,12 @@ TINY = {
   "inception": inception.Config(classes=9, divisor=16),
   "t5": t5.Config(
     vocabulary=50, width=16, mlp=24, depth=2, heads=3, head_width=4
+  ),
+  "opt": opt.Config(
+    vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=24
+  ),
+  "llama": llama.Config(vocabulary=50, width=16, mlp=24, depth=2, heads=2),
+  "prior": prior.Config(
+    vocabulary=50, width=16, depth=2, heads=2, positions=9, condition=12
   ),
 }

@@ -24,8 +24,12 @@ from cc_jax.models import (
   dit,
   inception,
   layers,
+  llama,
+  lm,
   lpips,
+  opt,
   pixart,
+  prior,
   t5,
   unet,
   vqgan,
@@ -145,6 +149,25 @@ KINDS = {
     ("null_tokens",),
     formats=pixart.FORMATS,
     complete=pixart.complete,
+  ),
+  "opt": Kind(
+    lm.LM,
+    opt.Config,
+    opt,
+    ("bos", "eos", "pad"),
+    formats=(opt.WITH_HEAD,),
+  ),
+  "llama": Kind(
+    lm.LM,
+    llama.Config,
+    llama,
+    ("bos", "eos", "pad", "positions"),
+  ),
+  "prior": Kind(
+    prior.Prior,
+    prior.Config,
+    prior,
+    formats=(prior.HFAILAB,),
   ),
 }
 

@@ -27,6 +27,9 @@ FILES = {
   "lpips": "model.safetensors",
   "inception": "model.safetensors",
   "t5": "model.safetensors",
+  "opt": "model.safetensors",
+  "llama": "model.safetensors",
+  "prior": "model.safetensors",
 }
 
 
