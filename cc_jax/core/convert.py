@@ -9,6 +9,7 @@ says ours -> theirs only:
   ("blocks", "layers.{l}")         {l} is our stacked first axis L
   ("attn.k", "attn.qkv[1/3]")      the second third of a fused tensor
   ("up", "mlp.c_fc^T")             a matrix that lies transposed there, [I O]
+  ("text", "model", names)         what is under "text", by a table of its own
 
 What holds for all models is not in tables: kernel, scale and embedding are
 "weight" there, [I O] is [O I], and [H W I O] is [O I H W]. Import is complete
@@ -29,7 +30,7 @@ import safetensors.numpy
 
 from cc_jax.core import tree
 
-Names = Sequence[tuple[str, str]]
+Names = Sequence[tuple[str, str] | tuple[str, str, Sequence]]
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
@@ -119,9 +120,13 @@ def place(path: str, names: Names) -> Place:
   Place(name='h.{l}.attn.qkv.weight', part=0, parts=3, stacked=True, \
 transposed=False)
   """
+  for ours, replacement, *inner in names:
+    if inner and path.startswith(f"{ours}."):
+      found = place(path.removeprefix(f"{ours}."), *inner)
+      return found._replace(name=f"{replacement}.{found.name}")
   body, _, leaf = path.rpartition(".")
   theirs = ".".join(filter(None, (body, LEAVES.get(leaf, leaf))))
-  for ours, replacement in names:
+  for ours, replacement, *_ in names:
     pattern = rf"(?<![^.]){re.escape(ours)}(?![^.])"
     theirs = re.sub(pattern, lambda _, new=replacement: new, theirs)
   fused = re.search(r"\[(\d+)/(\d+)\]", theirs)

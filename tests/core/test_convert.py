@@ -60,6 +60,19 @@ def test_rows_apply_one_after_another():
   assert convert.place("time.up.bias", names).name == "time.linear_1.bias"
 
 
+def test_a_part_may_have_a_table_of_its_own():
+  names = (("text", "language_model", NAMES), ("norm", "norm_of_the_whole"))
+  found = convert.place("text.blocks.attn.k.kernel", names)
+  expected = "language_model.h.{l}.attn.qkv.weight"
+  assert found == convert.Place(expected, 1, 3, stacked=True)
+  for ours, theirs in (
+    ("text.norm.scale", "language_model.ln.weight"),
+    ("norm.scale", "norm_of_the_whole.weight"),
+    ("context.norm.scale", "context.norm_of_the_whole.weight"),
+  ):
+    assert convert.place(ours, names).name == theirs
+
+
 def test_axes_are_in_the_order_of_torch():
   params = {
     "linear": arrays(("kernel", (2, 3))),
