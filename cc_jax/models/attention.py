@@ -9,7 +9,7 @@ def attention(
   q: Float[Array, "B T N K"],
   k: Float[Array, "B S N K"],
   v: Float[Array, "B S N K"],
-  mask: Bool[Array, "#B #S"] | None = None,
+  mask: Bool[Array, "#B #S"] | Bool[Array, "#B #T #S"] | None = None,
   *,
   causal: bool = False,
   scale: float | None = None,
@@ -20,16 +20,18 @@ def attention(
     q: queries.
     k: keys.
     v: values.
-    mask: true where a source token may be attended to.
+    mask: true where a source token may be attended to, by all or by each.
     causal: token t sees source tokens up to t only.
     scale: instead of 1 / sqrt(K).
   """
+  if mask is not None:
+    mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # [B N T S]
   with jax.named_scope("attention_op"):
     return jax.nn.dot_product_attention(
       q,
       k,
       v,
-      mask=None if mask is None else mask[:, None, None, :],
+      mask=mask,
       is_causal=causal,
       scale=scale,
     )

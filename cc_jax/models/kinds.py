@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from cc_jax.core import convert, tree
-from cc_jax.models import autoencoder, clip, layers, lpips, unet
+from cc_jax.models import autoencoder, clip, layers, llama, lm, lpips, opt, unet
 
 
 class Kind(NamedTuple):
@@ -74,6 +74,21 @@ KINDS = {
     (),
     lpips.PICKLES,
     lpips.UNUSED,
+  ),
+  "opt": Kind(
+    lm.LM,
+    opt.Config,
+    opt,
+    TRANSFORMERS,
+    ("bos", "eos", "pad"),
+    formats=(opt.WITH_HEAD,),
+  ),
+  "llama": Kind(
+    lm.LM,
+    llama.Config,
+    llama,
+    TRANSFORMERS,
+    ("bos", "eos", "pad", "positions"),
   ),
 }
 

@@ -74,6 +74,7 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 ACTIVATIONS: dict[str, Callable] = {
   "silu": jax.nn.silu,
+  "relu": jax.nn.relu,
   "gelu": gelu,
   "gelu_tanh": gelu_tanh,
   "quick_gelu": quick_gelu,

@@ -20,6 +20,8 @@ FILES = {
   "autoencoder": "diffusion_pytorch_model.safetensors",
   "clip_text": "model.safetensors",
   "lpips": "model.safetensors",
+  "opt": "model.safetensors",
+  "llama": "model.safetensors",
 }
 
 
