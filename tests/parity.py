@@ -8,6 +8,7 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 
 from cc_jax.core import config_json, convert, tree
 
@@ -70,6 +71,13 @@ def adopt(module, shapes, names):
   with tempfile.TemporaryDirectory() as folder:
     convert.save_folder(folder, state, {}, stem="model")
     return convert.import_weights(convert.open_tensors(folder), shapes, names)
+
+
+def meta_shapes(make):
+  """Names and shapes of a torch module's weights; `make()` needs no memory."""
+  with torch.device("meta"):
+    state = make().state_dict()
+  return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def check_config(written, theirs):

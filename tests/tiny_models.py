@@ -1,8 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small config of each kind of network, for tests of what serves all."""
 
-from cc_jax.models import autoencoder, clip, llama, lpips, opt, unet
+from cc_jax.models import (
+  autoencoder,
+  blip2,
+  clip,
+  clip_dual,
+  clip_vision,
+  llama,
+  llava,
+  lpips,
+  opt,
+  unet,
+)
 
+OPT = opt.Config(
+  vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=24
+)
+LLAMA = llama.Config(vocabulary=50, width=16, mlp=24, depth=2, heads=2)
+CLIP_TEXT = clip.TextConfig(
+  vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=8
+)
+CLIP_VISION = clip_vision.VisionConfig(
+  width=16, mlp=24, depth=2, heads=2, image_size=8, patch=4
+)
 TINY = {
   "unet": unet.Config(
     channels=(8, 16),
@@ -13,12 +34,19 @@ TINY = {
     source_width=12,
   ),
   "autoencoder": autoencoder.Config(channels=(8, 16), groups=4),
-  "clip_text": clip.TextConfig(
-    vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=8
-  ),
+  "clip_text": CLIP_TEXT,
+  "clip_vision": CLIP_VISION,
+  "clip": clip_dual.Config(CLIP_TEXT, CLIP_VISION, projection=12),
   "lpips": lpips.Config(channels=(4, 4, 6, 8, 8)),
-  "opt": opt.Config(
-    vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=24
+  "opt": OPT,
+  "llama": LLAMA,
+  "blip2": blip2.Config(
+    blip2.VisionConfig(
+      width=12, mlp=24, depth=2, heads=2, image_size=8, patch=4
+    ),
+    blip2.QFormerConfig(width=8, mlp=12, depth=2, heads=2, source_width=12),
+    OPT,
+    queries=3,
   ),
-  "llama": llama.Config(vocabulary=50, width=16, mlp=24, depth=2, heads=2),
+  "llava": llava.Config(CLIP_VISION, LLAMA, image_token=49),
 }

@@ -45,6 +45,8 @@ class ConfigTable:
       they must agree on import.
     ignored: their keys that do not change the computation.
     written: further keys and values that export adds (class names).
+    given: our field -> the one value that it has in such files; they may state
+      another, which means nothing in them, and export leaves it out.
     parts: our field -> their key, the `Config` and the table of a group of
       keys, such as the towers of a model of several.
   """
@@ -55,6 +57,7 @@ class ConfigTable:
   derived: Callable[[Any], Mapping[str, Any]] = lambda config: {}
   ignored: Sequence[str] = ()
   written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   parts: Mapping[str, tuple[str, type, "ConfigTable"]] = dataclasses.field(
     default_factory=dict
   )
@@ -104,10 +107,12 @@ def import_config(
     for field in dataclasses.fields(config)
     if field.name not in table.parts
   }
+  for name in table.given:
+    theirs.pop(table.renamed.get(name, name), None)
   hints = typing.get_type_hints(config)
-  wrong, values, rest = [], {}, {}
+  wrong, values, rest = [], dict(table.given), {}
   for field, (key, part, inner) in table.parts.items():
-    group = theirs.pop(key, {})
+    group = theirs.pop(key, None) or {}
     try:
       values[field] = import_config(group, part, inner)
     except ValueError as error:
@@ -150,6 +155,8 @@ def export_config(config: Any, table: ConfigTable) -> dict[str, Any]:
   ours = {}
   for field in dataclasses.fields(config):
     name, value = field.name, getattr(config, field.name)
+    if name in table.given:
+      continue
     if name in table.parts:
       key, _, inner = table.parts[name]
       ours[key] = export_config(value, inner)

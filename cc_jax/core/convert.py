@@ -41,12 +41,19 @@ LEGACY: tuple[tuple[re.Pattern, str | None], ...] = (
   (re.compile(r"(attentions\.\d+)\.key\."), r"\1.to_k."),
   (re.compile(r"(attentions\.\d+)\.value\."), r"\1.to_v."),
   (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
-  (
-    re.compile(r"^(?=(embeddings|encoder\.layers|final_layer_norm)\.)"),
-    "text_model.",
-  ),
   (re.compile(r".*\.position_ids$"), None),
+  (
+    re.compile(r"^vision_tower\.(?!vision_model\.)"),
+    "vision_tower.vision_model.",
+  ),
 )
+
+# Models that are one tower of CLIP: transformers 5 leaves the tower's name
+# out, which a tensor of this name gives away.
+TOWERS = {
+  "final_layer_norm.weight": "text_model.",
+  "pre_layrnorm.weight": "vision_model.",
+}
 
 
 class Tensor(NamedTuple):
@@ -162,7 +169,9 @@ def _to_ours(path: str, array: np.ndarray, rank: int) -> np.ndarray:
 
 def _normalised(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
   result = {}
+  tower = "".join(TOWERS[name] for name in tensors.keys() & TOWERS)
   for name, tensor in tensors.items():
+    name = tower + name
     for pattern, new in LEGACY:
       if pattern.search(name):
         name = None if new is None else pattern.sub(new, name)
@@ -209,16 +218,18 @@ def import_weights(
       seen.add(where.part)
       whole = tensors[name].read()
       whole = whole.T if where.transposed else whole
-      if whole.shape[0] % where.parts:
-        wrong.append(f"{name} {whole.shape} has no {where.parts} parts")
-        break
-      array = np.split(whole, where.parts)[where.part]
-      arrays.append(_to_ours(path, array, rank).astype(np.float32))
+      # Only what is fused is cut: a scalar has no axis to cut.
+      if where.parts > 1:
+        if whole.shape[0] % where.parts:
+          wrong.append(f"{name} {whole.shape} has no {where.parts} parts")
+          break
+        whole = np.split(whole, where.parts)[where.part]
+      arrays.append(_to_ours(path, whole, rank).astype(np.float32))
     else:
       array = np.stack(arrays) if where.stacked else arrays[0]
       if array.shape != leaf.shape:
         wrong.append(f"{where.name}: expected {leaf.shape}, got {array.shape}")
-      result[path] = np.ascontiguousarray(array)
+      result[path] = np.asarray(array, order="C")
   wrong += [f"left over {name}" for name in tensors if name not in used]
   for name, seen in used.items():
     rest = set(range(parts[name])) - seen
@@ -249,9 +260,10 @@ def export_weights(params: Any, names: Names) -> dict[str, np.ndarray]:
     where = places[name]
     if len(found) != where.parts:
       raise ValueError(f"{name} has {len(found)} of its {where.parts} parts")
-    whole = np.concatenate([found[part] for part in sorted(found)])
+    arrays = [found[part] for part in sorted(found)]
+    whole = np.concatenate(arrays) if where.parts > 1 else arrays[0]
     whole = whole.T if where.transposed else whole
-    result[name] = np.ascontiguousarray(whole)
+    result[name] = np.array(whole, order="C")
   return result
 
 
@@ -268,8 +280,9 @@ def export_shapes(shapes: Any, names: Names) -> dict[str, tuple[int, ...]]:
     layers = leaf.shape[0] if where.stacked else 1
     # A view of one zero, for its axes only.
     one = np.broadcast_to(np.float32(0), leaf.shape[where.stacked :])
-    first, *rest = _to_theirs(path, one).shape
-    shape = (first * where.parts, *rest)
+    shape = _to_theirs(path, one).shape
+    if where.parts > 1:
+      shape = (shape[0] * where.parts, *shape[1:])
     for layer in range(layers):
       name = where.name.replace("{l}", str(layer))
       result[name] = shape[::-1] if where.transposed else shape
@@ -288,7 +301,7 @@ def save_folder(
   path.mkdir(parents=True, exist_ok=True)
   # "format" is what diffusers and transformers look at before they read.
   # safetensors writes memory as it lies, whatever the strides say.
-  dense = {name: np.ascontiguousarray(tensors[name]) for name in tensors}
+  dense = {name: np.asarray(tensors[name], order="C") for name in tensors}
   data = safetensors.numpy.save(dense, metadata={"format": "pt"})
   (path / f"{stem}.safetensors").write_bytes(data)
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"

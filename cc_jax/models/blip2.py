@@ -138,7 +138,7 @@ class Vision(nnx.Module):
     self.norm = layers.layer_norm(config.width, config.eps, **kinds)
 
   def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B S D"]:
-    """Encodes images, normalised as CLIP's are; S is 1 + patches.
+    """Encodes images of `clip_vision.normalise`; S is 1 + patches.
 
     Raises:
       ValueError: the images are not of the tower's size.
@@ -257,7 +257,7 @@ class BLIP2(nnx.Module):
     """Images and prompts as the language model reads them; S is Q + T.
 
     Args:
-      images: normalised as CLIP's are.
+      images: of `clip_vision.normalise`.
       tokens: prompts, which begin with the start-of-text token and have no
         places for images: those come first.
       mask: true where a token is one of its prompt; padding is to be on the

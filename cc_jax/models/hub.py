@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import typing
 from typing import Any
 
 from etils import epath
@@ -162,19 +163,22 @@ def _entry(name: str, kind: str) -> published.Entry:
   return entry
 
 
-def _from_fields(fields: Any, kind: str) -> Any:
-  """A config from a mapping, as groups of ml_collections are."""
-  names = [field.name for field in dataclasses.fields(kinds.find(kind).config)]
-  values = {
-    name: tuple(value) if isinstance(value, list) else value
-    for name, value in fields.items()
-  }
-  for name in values.keys() - set(names):
-    near = difflib.get_close_matches(name, names, 1) or names
+def _from_fields(fields: Any, kind: str, part: type | None = None) -> Any:
+  """A config, or one of its parts, from a mapping, as ml_collections has it."""
+  config = part or kinds.find(kind).config
+  names = typing.get_type_hints(config)
+  values = {}
+  for name, value in fields.items():
+    inner = names.get(name)
+    if dataclasses.is_dataclass(inner) and not isinstance(value, inner):
+      value = _from_fields(value, kind, inner)
+    values[name] = tuple(value) if isinstance(value, list) else value
+  for name in values.keys() - names.keys():
+    near = difflib.get_close_matches(name, names, 1) or list(names)
     raise ValueError(
       f"unknown field {name!r} of kind {kind}; did you mean {near[0]!r}?"
     )
-  return kinds.KINDS[kind].config(**values)
+  return config(**values)
 
 
 def _read_config(folder: str, kind: str) -> Any:
@@ -194,13 +198,22 @@ def _read_config(folder: str, kind: str) -> Any:
     raise ValueError(f"{path} as {kind}: {error}") from error
 
 
+def fields(config: Any, prefix: str = "") -> dict[str, Any]:
+  """The fields of a config and of its parts, as "text.width"."""
+  result = {}
+  for field in dataclasses.fields(config):
+    value, name = getattr(config, field.name), prefix + field.name
+    parts = dataclasses.is_dataclass(value)
+    result |= fields(value, f"{name}.") if parts else {name: value}
+  return result
+
+
 def _compare(found: Any, expect: Any, name: str, kind: str) -> None:
+  ours, theirs = fields(expect), fields(found)
   differ = [
-    f"{field.name}={getattr(found, field.name)!r} (expected "
-    f"{getattr(expect, field.name)!r})"
-    for field in dataclasses.fields(expect)
-    if field.name not in kinds.KINDS[kind].free
-    and getattr(found, field.name) != getattr(expect, field.name)
+    f"{field}={theirs[field]!r} (expected {value!r})"
+    for field, value in ours.items()
+    if field not in kinds.KINDS[kind].free and theirs[field] != value
   ]
   if differ:
     raise ValueError(f"{name} is another {kind}: {', '.join(differ)}")

@@ -15,7 +15,20 @@ import jax
 import jax.numpy as jnp
 
 from cc_jax.core import convert, tree
-from cc_jax.models import autoencoder, clip, layers, llama, lm, lpips, opt, unet
+from cc_jax.models import (
+  autoencoder,
+  blip2,
+  clip,
+  clip_dual,
+  clip_vision,
+  layers,
+  llama,
+  llava,
+  lm,
+  lpips,
+  opt,
+  unet,
+)
 
 
 class Kind(NamedTuple):
@@ -27,7 +40,8 @@ class Kind(NamedTuple):
     source: the python module that has its presets, NAMES and CONFIG.
     stem: of its weights' file name.
     free: config fields that may differ from a preset: they change neither the
-      weights' shapes nor what the network computes from its inputs.
+      weights' shapes nor what the network computes from its inputs. A field of
+      a part is "part.field".
     pickles: torch files that together are the published weights; a folder of
       them needs no config.json, and is then of the default config.
     unused: how names in them begin that are of no use to the network.
@@ -66,6 +80,28 @@ KINDS = {
     TRANSFORMERS,
     ("bos", "eos", "pad", "projection"),
   ),
+  "clip_vision": Kind(
+    clip_vision.Vision,
+    clip_vision.VisionConfig,
+    clip_vision,
+    TRANSFORMERS,
+    (),
+  ),
+  "clip": Kind(
+    clip_dual.CLIP,
+    clip_dual.Config,
+    clip_dual,
+    TRANSFORMERS,
+    (
+      "logit_scale",
+      "text.bos",
+      "text.eos",
+      "text.pad",
+      "text.projection",
+      "vision.projection",
+    ),
+    formats=(clip_dual.OPENAI,),
+  ),
   "lpips": Kind(
     lpips.LPIPS,
     lpips.Config,
@@ -89,6 +125,27 @@ KINDS = {
     llama,
     TRANSFORMERS,
     ("bos", "eos", "pad", "positions"),
+  ),
+  "blip2": Kind(
+    blip2.BLIP2,
+    blip2.Config,
+    blip2,
+    TRANSFORMERS,
+    ("image_token", "text.bos", "text.eos", "text.pad"),
+    formats=(blip2.WITH_HEAD,),
+  ),
+  "llava": Kind(
+    llava.LLaVA,
+    llava.Config,
+    llava,
+    TRANSFORMERS,
+    (
+      "text.bos",
+      "text.eos",
+      "text.pad",
+      "text.positions",
+      "vision.projection",
+    ),
   ),
 }
 

@@ -44,7 +44,22 @@ MODELS = {
   ),
 }
 
-TABLE: dict[str, Entry] = {
+# Models that are one network, which is the whole repository.
+NETWORKS = {
+  "clip-vit-b32": Entry("clip", "VIT_B32", "openai/clip-vit-base-patch32"),
+  "clip-vit-b16": Entry("clip", "VIT_B16", "openai/clip-vit-base-patch16"),
+  "clip-vit-l14": Entry("clip", "VIT_L14", "openai/clip-vit-large-patch14"),
+  "clip-vit-l14-336": Entry(
+    "clip", "VIT_L14_336", "openai/clip-vit-large-patch14-336"
+  ),
+  "clip-vit-h14": Entry(
+    "clip", "VIT_H14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+  ),
+  "blip2-opt-2.7b": Entry("blip2", "OPT_2_7B", "Salesforce/blip2-opt-2.7b"),
+  "llava-1.5-7b": Entry("llava", "LLAVA_1_5_7B", "llava-hf/llava-1.5-7b-hf"),
+}
+
+TABLE: dict[str, Entry] = NETWORKS | {
   f"{model}/{part}": entry
   for model, parts in MODELS.items()
   for part, entry in parts.items()

@@ -91,6 +91,26 @@ def test_axes_are_in_the_order_of_torch():
   )
 
 
+def test_a_scalar_goes_there_and_back(tmp_path):
+  params = {"inverse": np.array(2.5, np.float32)}
+  names = (("inverse", "logit_scale"),)
+  theirs = convert.export_weights(params, names)
+  assert theirs["logit_scale"].shape == ()
+  assert convert.export_shapes(params, names) == {"logit_scale": ()}
+  same(convert.import_weights(written(tmp_path, theirs), params, names), params)
+
+
+def test_towers_that_leave_their_name_out_are_read(tmp_path):
+  for norm, tower in (
+    ("final_layer_norm", "text_model"),
+    ("pre_layrnorm", "vision_model"),
+  ):
+    params = {tower: {norm: arrays(("scale", (2,)), ("bias", (2,)))}}
+    theirs = convert.export_weights(params[tower], ())
+    folder = tmp_path / tower
+    same(convert.import_weights(written(folder, theirs), params, ()), params)
+
+
 def test_stacked_and_fused_arrays_go_there_and_back(tmp_path):
   params = {
     "blocks": {"attn": attention(3), "norm": arrays(("scale", (3, 2)))},

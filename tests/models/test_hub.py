@@ -12,16 +12,20 @@ import pytest
 import tiny_models
 
 from cc_jax.core import tree
-from cc_jax.models import clip, hub, kinds, published, unet
+from cc_jax.models import clip, clip_vision, hub, kinds, published, unet
 
 TINY = tiny_models.TINY
 FILES = {
   "unet": "diffusion_pytorch_model.safetensors",
   "autoencoder": "diffusion_pytorch_model.safetensors",
   "clip_text": "model.safetensors",
+  "clip_vision": "model.safetensors",
+  "clip": "model.safetensors",
   "lpips": "model.safetensors",
   "opt": "model.safetensors",
   "llama": "model.safetensors",
+  "blip2": "model.safetensors",
+  "llava": "model.safetensors",
 }
 
 
@@ -86,6 +90,31 @@ def test_a_network_is_named_by_preset_row_folder_or_fields(saved):
   assert hub.open("SD2", "clip_text") == hub.Loaded(clip.SD2, None)
   assert hub.open(fields, "unet").params is None
   assert hub.open(folder, "unet").params is not None
+
+
+def test_a_network_of_parts_is_named_by_groups_of_fields():
+  parts = dict(text=dict(width=16, heads=2), vision=clip_vision.VIT_B32)
+  found = hub.config(
+    ml_collections.ConfigDict(dict(text=parts["text"])), "clip"
+  )
+  assert found.text == clip.TextConfig(width=16, heads=2)
+  assert found.vision == hub.config(parts, "clip").vision
+  with pytest.raises(
+    ValueError, match="unknown field 'widht' of kind clip; did"
+  ):
+    hub.config({"text": {"widht": 16}}, "clip")
+
+
+def test_parts_of_a_network_are_compared_field_by_field(saved):
+  folder, _ = saved["clip"]
+  config = TINY["clip"]
+  text = dataclasses.replace(config.text, pad=7, projection=9)
+  hub.load(folder, "clip", expect=dataclasses.replace(config, text=text))
+  text = dataclasses.replace(config.text, act="gelu")
+  with pytest.raises(
+    ValueError, match=r"another clip: text\.act='quick_gelu' \(expected 'gelu"
+  ):
+    hub.load(folder, "clip", expect=dataclasses.replace(config, text=text))
 
 
 def test_every_row_names_a_preset_of_its_kind():
