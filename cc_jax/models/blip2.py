@@ -6,6 +6,10 @@ and Large Language Models", arXiv 2301.12597, §3: a frozen ViT-g sees the
 image, the Q-Former asks it 32 learned questions, and the answers stand before
 the prompt of a frozen OPT. CommonCanvas had its captions from it. Files are
 those of transformers' Blip2ForConditionalGeneration.
+
+Images come to it resized to a square by a bicubic filter, whatever their shape,
+and normalised (`clip_vision.normalise`). A prompt is at least its first token,
+</s>, and a caption ends at the end of its line.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -163,19 +164,16 @@ def test_files_of_transformers_open_here_and_give_the_same_output(tmp_path):
   parity.check_config(written, theirs)
 
 
-def test_files_that_have_the_table_of_tokens_twice_are_read():
-  _, params = random(TINY)
-  written = convert.export_weights(params, blip2.NAMES)
-  written[blip2.WITH_HEAD.marker] = written[
-    "language_model.model.decoder.embed_tokens.weight"
-  ]
-  read = {
-    name: convert.Tensor(array.shape, lambda array=array: array)
-    for name, array in written.items()
-    if not name.startswith(blip2.WITH_HEAD.unused)
-  }
-  again = convert.import_weights(read, params, blip2.WITH_HEAD.names)
-  jax.tree.map(np.testing.assert_array_equal, again, params)
+def test_files_that_have_the_table_of_tokens_twice_are_read(pair):
+  model, reference = pair
+  state = reference.state_dict()
+  assert blip2.WITH_HEAD.marker in state
+  for name in [n for n in state if n.startswith(blip2.WITH_HEAD.unused)]:
+    del state[name]
+  module = types.SimpleNamespace(state_dict=lambda: state)
+  _, params = tree.split(model)
+  found = parity.adopt(module, params, blip2.WITH_HEAD.names)
+  jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 # config.json of Salesforce/blip2-opt-2.7b.
@@ -272,6 +270,12 @@ def test_the_preset_is_the_network_of_transformers_by_name_and_shape():
   _, shapes = parity.abstract(lambda: make(blip2.OPT_2_7B))
   assert convert.export_shapes(shapes, blip2.NAMES) == expected
   assert tree.count(shapes) == 3_744_761_856
+  logits = jax.eval_shape(
+    lambda images, tokens: make(blip2.OPT_2_7B)(images, tokens),
+    jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32),
+    jax.ShapeDtypeStruct((2, 4), jnp.int32),
+  )
+  assert logits.shape == (2, 36, 50304)
 
 
 def test_the_computation_is_in_the_type_asked_for():
@@ -281,8 +285,6 @@ def test_the_computation_is_in_the_type_asked_for():
   # The Q-Former's is float32 always, as in transformers.
   assert answers.dtype == jnp.float32
   assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("float32")}
-  exact = run(random(TINY)[0], *inputs(TINY))[2]
-  parity.check(logits.astype(jnp.float32), exact, 0.1)
 
 
 def test_a_prompt_without_a_mask_has_no_padding():

@@ -230,13 +230,17 @@ def test_the_preset_is_the_network_of_transformers_by_name_and_shape():
   _, shapes = parity.abstract(lambda: make(llava.LLAVA_1_5_7B))
   assert convert.export_shapes(shapes, llava.NAMES) == theirs
   assert tree.count(shapes) == 7_063_427_072
+  logits = jax.eval_shape(
+    lambda images, tokens: make(llava.LLAVA_1_5_7B)(images, tokens),
+    jax.ShapeDtypeStruct((2, 336, 336, 3), jnp.float32),
+    jax.ShapeDtypeStruct((2, 600), jnp.int32),
+  )
+  assert logits.shape == (2, 600, 32064)
 
 
 def test_the_computation_is_in_the_type_asked_for():
   image, logits = run(random(TINY, jnp.bfloat16)[0], *inputs(TINY))
   assert image.dtype == logits.dtype == jnp.bfloat16
-  exact = run(random(TINY)[0], *inputs(TINY))[1]
-  parity.check(logits.astype(jnp.float32), exact, 0.1)
 
 
 def test_a_prompt_without_a_mask_has_no_padding():
