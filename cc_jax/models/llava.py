@@ -7,8 +7,8 @@ states of its patches to the width of Vicuna, and they stand in the prompt where
 its placeholder is. Files are those of transformers'
 LlavaForConditionalGeneration.
 
-Images come to it as to CLIP (models/clip_vision.py). A prompt is "USER: <image>",
-a line break, the question, and " ASSISTANT:".
+Images come to it as to CLIP (models/clip_vision.py). A prompt is
+"USER: <image>", a line break, the question, and " ASSISTANT:".
 """
 
 import dataclasses
