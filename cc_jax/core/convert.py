@@ -108,7 +108,8 @@ class Format(NamedTuple):
   Attributes:
     names: the table.
     marker: a tensor that files of this origin have, and of no other.
-    config: of such files, which come without a config.json.
+    config: of such files, which come without a config.json; or what makes it
+      of their tensors by name, where their shapes tell.
     unused: how names begin of tensors that the model has no use for.
     keys: the way to the weights within a torch file.
   """

@@ -8,7 +8,9 @@ of two sets of images. Files are those of transformers' CLIPModel, or OpenAI's
 own state dict (`OPENAI`).
 """
 
+from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 from flax import nnx
@@ -126,6 +128,44 @@ NAMES = (
   *clip.BLOCK_NAMES,
 )
 
+
+def openai_config(tensors: Mapping[str, Any]) -> Config:
+  """The config of a file of `OPENAI`, which its shapes tell.
+
+  All heads of OpenAI's vision transformers are 64 wide.
+
+  Args:
+    tensors: what has a shape, by OpenAI's names.
+  """
+
+  def tower(prefix: str) -> dict[str, int]:
+    blocks = f"{prefix}transformer.resblocks."
+    numbers = [
+      name.removeprefix(blocks).partition(".")[0]
+      for name in tensors
+      if name.startswith(blocks)
+    ]
+    mlp, width = tensors[f"{blocks}0.mlp.c_fc.weight"].shape
+    depth = len(set(numbers))
+    return dict(width=width, mlp=mlp, depth=depth, heads=width // 64)
+
+  positions, _ = tensors["visual.positional_embedding"].shape
+  patch = tensors["visual.conv1.weight"].shape[-1]
+  width = tensors["text_projection"].shape[1]
+  vision = clip_vision.VisionConfig(
+    image_size=patch * math.isqrt(positions - 1),
+    patch=patch,
+    projection=width,
+    **tower("visual."),
+  )
+  return _clip(
+    vision,
+    vocabulary=tensors["token_embedding.weight"].shape[0],
+    positions=tensors["positional_embedding"].shape[0],
+    **tower(""),
+  )
+
+
 # OpenAI's own spelling, as in the clip_vit_b32.pt of CLIP-GEN's authors; such
 # files also hold three numbers that the shapes tell.
 OPENAI = convert.Format(
@@ -155,7 +195,7 @@ OPENAI = convert.Format(
     ("down", "c_proj"),
   ),
   marker="visual.class_embedding",
-  config=VIT_B32,
+  config=openai_config,
   unused=("input_resolution", "context_length", "vocab_size"),
 )
 

@@ -11,8 +11,7 @@ are those of transformers' CLIPVisionModel and CLIPVisionModelWithProjection.
 Images come to a tower as CLIP's preprocessing leaves them: RGB; the shorter
 side resized to `image_size` and the longer one to int(image_size * longer /
 shorter) by Pillow's bicubic filter, which smooths what it makes smaller, and
-rounds to bytes; the middle image_size x image_size pixels; `normalise`. Other
-ways of resizing change scores in the third digit.
+rounds to bytes; the middle image_size x image_size pixels; `normalise`.
 """
 
 import dataclasses

@@ -161,7 +161,7 @@ def test_presets_have_the_tensors_of_the_published_models(preset):
 
 @pytest.mark.slow
 def test_the_tower_of_sd2_gives_the_same_output_at_full_size(tmp_path):
-  """One copy of its weights at a time: 1.4 GB each."""
+  """Needs 6 GB of memory."""
   tokens = captions(clip.SD2, 77, 0)
   _, shapes = parity.abstract(lambda: make(clip.SD2))
   params = parity.scramble(shapes)

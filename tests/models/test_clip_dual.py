@@ -238,15 +238,21 @@ def test_files_of_openai_open_here_and_give_the_same_output(tmp_path):
 
 
 def test_the_format_of_openai_is_known_by_its_tensors():
-  """Of ViT-B/32, which CLIP-GEN's authors publish."""
-  form = clip_dual.OPENAI
-  _, shapes = parity.abstract(lambda: make(form.config))
+  form, config = clip_dual.OPENAI, clip_dual.VIT_B32
+  _, shapes = parity.abstract(lambda: make(config))
   ours = convert.export_shapes(shapes, form.names)
-  assert ours == parity.meta_shapes(lambda: OpenAI(form.config))
+  assert ours == parity.meta_shapes(lambda: OpenAI(config))
   assert form.marker in ours
-  _, shapes = parity.abstract(lambda: make(TINY))
   assert form.marker not in convert.export_shapes(shapes, clip_dual.NAMES)
   assert not any(name.startswith(form.unused) for name in ours)
+
+
+@pytest.mark.parametrize("preset", ["VIT_B16", "VIT_B32", "VIT_L14_336"])
+def test_the_config_of_a_file_of_openai_is_told_by_its_shapes(preset):
+  config = getattr(clip_dual, preset)
+  with torch.device("meta"):
+    tensors = OpenAI(config).state_dict()
+  assert clip_dual.OPENAI.config(tensors) == config
 
 
 @pytest.mark.parametrize("preset", COUNTS)
