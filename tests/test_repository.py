@@ -30,6 +30,8 @@ ELSEWHERE = {
   "data/ledger": "tests/data/test_passes.py",
   "data/records": "tests/data/test_shards.py",
   "models/attention": "tests/models/test_layers.py",
+  "models/llama": "tests/models/test_lm.py",
+  "models/opt": "tests/models/test_lm.py",
   "models/published": "tests/models/test_hub.py: the rows of its table",
   "models/unet_blocks": "tests/models/test_unet.py",
   "stages/caption": "tests/tiny.py",

@@ -11,6 +11,7 @@ from cc_jax.models import (
   llava,
   lpips,
   opt,
+  prior,
   unet,
 )
 
@@ -49,4 +50,7 @@ TINY = {
     queries=3,
   ),
   "llava": llava.Config(CLIP_VISION, LLAMA, image_token=49),
+  "prior": prior.Config(
+    vocabulary=50, width=16, depth=2, heads=2, positions=9, condition=12
+  ),
 }

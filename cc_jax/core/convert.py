@@ -157,7 +157,13 @@ def _to_theirs(path: str, array: np.ndarray) -> np.ndarray:
 
 
 def _to_ours(path: str, array: np.ndarray, rank: int) -> np.ndarray:
-  """The inverse; a 1x1 convolution there may be a linear layer here."""
+  """The inverse; a 1x1 convolution there may be a linear layer here.
+
+  A table that is added to each example of a batch may have an axis for it
+  there.
+  """
+  if array.ndim == rank + 1 and array.shape[0] == 1:
+    array = array[0]
   if path.endswith("kernel"):
     if array.ndim == 4 and rank == 2 and array.shape[2:] == (1, 1):
       array = array[:, :, 0, 0]

@@ -378,11 +378,8 @@ QFORMER_CONFIG = config_json.ConfigTable(
   # Of text, which the Q-Former reads in other models only, and of training.
   ignored=(
     *GENERIC,
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-    "hidden_dropout_prob",
-    "max_position_embeddings",
-    "vocab_size",
+    *"attention_probs_dropout_prob classifier_dropout".split(),
+    *"hidden_dropout_prob max_position_embeddings vocab_size".split(),
   ),
 )
 

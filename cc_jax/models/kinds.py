@@ -27,6 +27,7 @@ from cc_jax.models import (
   lm,
   lpips,
   opt,
+  prior,
   unet,
 )
 
@@ -146,6 +147,14 @@ KINDS = {
       "text.positions",
       "vision.projection",
     ),
+  ),
+  "prior": Kind(
+    prior.Prior,
+    prior.Config,
+    prior,
+    TRANSFORMERS,
+    (),
+    formats=(prior.HFAILAB,),
   ),
 }
 

@@ -98,6 +98,13 @@ def empty_cache(
   return Cache(empty, empty, mask, jnp.zeros((), jnp.int32))
 
 
+def select(cache: Cache, rows: Int[Array, " R"]) -> Cache:
+  """The cache of some of the texts, in their order; one may be there twice."""
+  return cache._replace(
+    k=cache.k[:, rows], v=cache.v[:, rows], mask=cache.mask[rows]
+  )
+
+
 def _check_length(config: Config, length: int) -> None:
   if config.rope is None and length > config.positions:
     raise ValueError(
@@ -351,6 +358,13 @@ class LM(nnx.Module):
       (x, cache), _ = jax.lax.scan(step, (x, cache), (numbers, self.blocks))
     cache = cache._replace(length=cache.length + T)
     return self._logits(x[:, -1:] if last else x), cache
+
+  def step(
+    self, tokens: Int[Array, " B"], cache: Cache
+  ) -> tuple[Float[Array, "B V"], Cache]:
+    """The logits after one more token: what models/decoding.py repeats."""
+    logits, cache = self.extend(self.embed(tokens[:, None]), cache)
+    return logits[:, 0], cache
 
   def _place(
     self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from cc_jax.core import config_json, convert, tree
-from cc_jax.models import blip2, layers, lm, opt
+from cc_jax.models import blip2, decoding, layers, lm, opt
 
 TINY = blip2.Config(
   vision=blip2.VisionConfig(
@@ -96,6 +96,9 @@ def pair(tmp_path_factory):
   """A tiny network, and transformers' from its files."""
   folder = tmp_path_factory.mktemp("blip2")
   model, params = random(TINY)
+  # Or captions would be one word over and over.
+  params["text"]["position"]["embedding"] *= 30
+  model = tree.merge(tree.split(model)[0], params)
   parity.save(folder, params, TINY, blip2.NAMES, blip2.CONFIG, stem="model")
   reference, report = THEIRS.from_pretrained(folder, output_loading_info=True)
   assert not any(report.values()), report
@@ -112,6 +115,15 @@ def test_a_q_former_that_looks_less_often_gives_the_same_output(tmp_path):
   compare(model, THEIRS.from_pretrained(tmp_path).eval(), ODD)
 
 
+@jax.jit
+def written(model, images, tokens, mask):
+  """Six tokens after each prompt, the likeliest each time."""
+  x, mask = model.embed(images, tokens, mask)
+  cache = lm.empty_cache(TINY.text, 3, x.shape[1] + 6, jnp.float32)
+  logits, cache = model.text.extend(x, cache, mask, last=True)
+  return decoding.generate(model.text.step, logits[:, 0], cache, length=6)
+
+
 def test_greedy_captions_are_those_of_transformers(pair):
   model, reference = pair
   batch = inputs(TINY)
@@ -121,17 +133,43 @@ def test_greedy_captions_are_those_of_transformers(pair):
     do_sample=False,
     eos_token_id=-1,
   )
-  x, mask = jax.jit(model.embed)(*batch)
-  cache = lm.empty_cache(TINY.text, 3, x.shape[1] + 6, jnp.float32)
-  extend = jax.jit(model.text.extend)
-  logits, cache = extend(x, cache, mask)
-  ours = []
-  for _ in range(6):
-    ours.append(logits[:, -1:].argmax(axis=2))
-    logits, cache = extend(model.text.embed(ours[-1]), cache)
-  ours = np.concatenate(ours, axis=1)
+  ours = np.asarray(written(model, *batch))
   np.testing.assert_array_equal(ours, theirs[:, -6:])
-  assert len(np.unique(ours)) > 2
+  assert len(np.unique(ours)) > 5
+
+
+@jax.jit
+def searched(model, images, tokens, mask):
+  """The best captions of up to six tokens that three beams find."""
+  x, mask = model.embed(images, tokens, mask)
+  cache = lm.empty_cache(TINY.text, 3, x.shape[1] + 6, jnp.float32)
+  logits, cache = model.text.extend(x, cache, mask, last=True)
+  return decoding.beam_search(
+    model.text.step,
+    logits[:, 0],
+    cache,
+    lm.select,
+    beams=3,
+    length=6,
+    eos=32,
+    pad=TINY.text.pad,
+  )[0]
+
+
+def test_captions_of_beam_search_are_those_of_transformers(pair):
+  model, reference = pair
+  batch = inputs(TINY)
+  theirs = reference.generate(
+    **as_theirs(TINY, *batch),
+    max_new_tokens=6,
+    num_beams=3,
+    do_sample=False,
+    eos_token_id=32,
+  )[:, TINY.queries + batch[1].shape[1] :]
+  ours = np.asarray(searched(model, *batch))
+  np.testing.assert_array_equal(ours[:, : theirs.shape[1]], theirs)
+  assert (ours == 32).any()
+  assert len(np.unique(ours)) > 5
 
 
 def reference_of(config):

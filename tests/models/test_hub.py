@@ -26,6 +26,7 @@ FILES = {
   "llama": "model.safetensors",
   "blip2": "model.safetensors",
   "llava": "model.safetensors",
+  "prior": "model.safetensors",
 }
 
 

@@ -213,9 +213,9 @@ def test_rotations_are_in_float32():
 
 def test_too_many_tokens_are_refused():
   model, _ = random(OPT)
-  with pytest.raises(ValueError, match="33 tokens are too many .* 32 learned"):
+  with pytest.raises(ValueError, match=r"33 tokens are too many .* 32 learned"):
     model(jnp.zeros((1, 33, 24)))
-  with pytest.raises(ValueError, match="40 tokens are too many .* 32 learned"):
+  with pytest.raises(ValueError, match=r"40 tokens are too many .* 32 learned"):
     lm.empty_cache(OPT, 1, 40, jnp.float32)
   cache = lm.empty_cache(OPT, 1, 4, jnp.float32)
   with pytest.raises(ValueError, match=r"5 tokens .* 4 places; .*length=5"):
