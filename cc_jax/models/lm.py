@@ -93,9 +93,14 @@ def empty_cache(
   """
   _check_length(config, length)
   K = config.width // config.heads
-  empty = jnp.zeros((config.depth, batch, length, config.heads, K), dtype)
-  mask = jnp.zeros((batch, length), bool)
-  return Cache(empty, empty, mask, jnp.zeros((), jnp.int32))
+  shape = (config.depth, batch, length, config.heads, K)
+  # Two arrays, since a cache may be donated.
+  return Cache(
+    k=jnp.zeros(shape, dtype),
+    v=jnp.zeros(shape, dtype),
+    mask=jnp.zeros((batch, length), bool),
+    length=jnp.zeros((), jnp.int32),
+  )
 
 
 def select(cache: Cache, rows: Int[Array, " R"]) -> Cache:

@@ -189,7 +189,7 @@ def test_the_likeliest_codes_are_those_of_the_whole_prefix_each_time(
       codes = torch.cat([codes, logits.argmax(-1)[:, None]], dim=1)
   ours = np.asarray(sample(model, condition, guidance=guidance))
   np.testing.assert_array_equal(ours, codes.numpy())
-  assert len(np.unique(ours)) > 20
+  assert len(np.unique(ours, axis=0)) > 5
 
 
 def test_drawn_codes_are_among_the_likeliest(random):
@@ -229,8 +229,12 @@ def test_recomputing_blocks_changes_no_gradient(random):
       )
     )(params)
 
-  kept, again = gradients("none"), gradients("full")
-  jax.tree.map(lambda a, b: parity.check(a, b, parity.LAYER), again, kept)
+  # Biases of keys have none, but for rounding.
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+    gradients("full"),
+    gradients("none"),
+  )
 
 
 def test_the_computation_is_in_the_type_asked_for(random):
