@@ -27,6 +27,7 @@ MACHINE = re.compile("[\"' =]/(wo" + "rk|ho" + "me|Us" + "ers|ro" + "ot)/")
 # Modules without a test file of their own, and what tests them.
 ELSEWHERE = {
   "core/legacy": "tests/core/test_convert.py, and models/test_published.py",
+  "core/spelling": "tests/core/test_convert.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
   "data/ledger": "tests/data/test_passes.py",
   "data/records": "tests/data/test_shards.py",

@@ -3,12 +3,14 @@
 
 from cc_jax.models import (
   autoencoder,
+  blip2,
   clip,
   clip_dual,
   clip_vision,
   dit,
   inception,
   llama,
+  llava,
   lpips,
   opt,
   pixart,
@@ -18,6 +20,10 @@ from cc_jax.models import (
   vqgan,
 )
 
+OPT = opt.Config(
+  vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=24
+)
+LLAMA = llama.Config(vocabulary=50, width=16, mlp=24, depth=2, heads=2)
 CLIP_TEXT = clip.TextConfig(
   vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=8
 )
@@ -54,10 +60,17 @@ TINY = {
   "t5": t5.Config(
     vocabulary=50, width=16, mlp=24, depth=2, heads=3, head_width=4
   ),
-  "opt": opt.Config(
-    vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=24
+  "opt": OPT,
+  "llama": LLAMA,
+  "blip2": blip2.Config(
+    blip2.VisionConfig(
+      width=12, mlp=24, depth=2, heads=2, image_size=8, patch=4
+    ),
+    blip2.QFormerConfig(width=8, mlp=12, depth=2, heads=2, source_width=12),
+    OPT,
+    queries=3,
   ),
-  "llama": llama.Config(vocabulary=50, width=16, mlp=24, depth=2, heads=2),
+  "llava": llava.Config(CLIP_VISION, LLAMA, image_token=49),
   "prior": prior.Config(
     vocabulary=50, width=16, depth=2, heads=2, positions=9, condition=12
   ),

@@ -1,89 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in the files of the Hugging Face hub, by one table a model.
 
-Import and export both walk our leaves and ask for their names, so a table
-says ours -> theirs only:
-
-  ("attn.q", "self_attn.q_proj")   whole path segments, wherever they occur,
-                                   row after row
-  ("blocks", "layers.{l}")         {l} is our stacked first axis L
-  ("attn.k", "attn.qkv[1/3]")      the second third of a fused tensor
-  ("up", "mlp.c_fc^T")             a matrix that lies transposed there, [I O]
-  ("time", "layers.{*}.time")      one array here, an equal copy there in each
-                                   of the layers that are "layers.{l}"
-  ("text", "model", names)         what is under "text", by a table of its own
-
-What holds for all models is not in tables: kernel, scale and embedding are
-"weight" there, [I O] is [O I], and [H W I O] is [O I H W]. Import is complete
-in both directions: each of our leaves is filled and each of their tensors is
-used once, else all that differs is in one error, before anything is read.
-Then arrays are read and placed one by one, a layer at a time, so that no more
-than one of them is in memory besides the result.
+core/spelling.py has the language of the tables. Import is complete in both
+directions: each of our leaves is filled and each of their tensors is used once,
+else all that differs is in one error, before anything is read. Then arrays are
+read and placed one by one, a layer at a time, so that no more than one of them
+is in memory besides the result.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
-import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cc_jax.core import legacy, safetensors_files, tree
-
-Names = Sequence[tuple[str, str] | tuple[str, str, Sequence]]
-Tensors = Mapping[str, safetensors_files.Tensor]
-
-LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-
-
-class Place(NamedTuple):
-  """Where one of our leaves stands in their file."""
-
-  name: str
-  part: int = 0
-  parts: int = 1
-  stacked: bool = False
-  transposed: bool = False
-  copied: bool = False
-
-  def spelled(self, layers: int) -> list[str]:
-    """Its names, one a layer where it has several."""
-    several = layers if self.stacked or self.copied else 1
-    names = (self.name.replace("{l}", str(n)) for n in range(several))
-    return [name.replace("{*}", str(n)) for n, name in enumerate(names)]
-
-
-class Format(NamedTuple):
-  """How the files of one origin spell the weights of a model.
-
-  Attributes:
-    names: the table.
-    marker: a tensor that files of this origin have, and of no other.
-    config: of such files, where they come without a config.json; or what makes
-      it of their tensors by name, where their shapes tell.
-    unused: how names begin of tensors that the model has no use for.
-    keys: the way to the weights within a torch file, ("model", "ema"); or
-      several ways, of which the first that is there is taken:
-      (("state_dict_ema",), ("state_dict",)). Files without any of these are
-      searched for the marker themselves.
-  """
-
-  names: Names
-  marker: str
-  config: Any = None
-  unused: tuple[str, ...] = ()
-  keys: tuple[str, ...] | tuple[tuple[str, ...], ...] = ()
-
-  def ways(self) -> tuple[tuple[str, ...], ...]:
-    """The ways in, the preferred first.
-
-    >>> Format((), "w", keys=("model", "ema")).ways()
-    (('model', 'ema'), ())
-    """
-    several = bool(self.keys) and not isinstance(self.keys[0], str)
-    return (*(self.keys if several else (self.keys,)), ())
+from cc_jax.core import legacy, safetensors_files, spelling, tree
 
 
 class Leaf(NamedTuple):
@@ -101,7 +34,7 @@ class Leaf(NamedTuple):
   path: str
   shape: tuple[int, ...]
   dtype: np.dtype
-  where: Place
+  where: spelling.Place
   names: tuple[str, ...]
   tensors: tuple[safetensors_files.Tensor, ...]
 
@@ -141,49 +74,6 @@ class Leaf(NamedTuple):
     _assign(target, array[(*index, ...)], self.names[layer])
 
 
-def place(path: str, names: Names) -> Place:
-  """Translates one of our paths.
-
-  >>> place("blocks.attn.q.kernel", [("blocks", "h.{l}"), ("q", "qkv[0/3]")])
-  Place(name='h.{l}.attn.qkv.weight', part=0, parts=3, stacked=True, \
-transposed=False, copied=False)
-  """
-  for ours, replacement, *inner in names:
-    if inner and path.startswith(f"{ours}."):
-      found = place(path.removeprefix(f"{ours}."), *inner)
-      return found._replace(name=f"{replacement}.{found.name}")
-  body, _, leaf = path.rpartition(".")
-  theirs = ".".join(filter(None, (body, LEAVES.get(leaf, leaf))))
-  for ours, replacement, *_ in names:
-    pattern = rf"(?<![^.]){re.escape(ours)}(?![^.])"
-    theirs = re.sub(pattern, lambda _, new=replacement: new, theirs)
-  fused = re.search(r"\[(\d+)/(\d+)\]", theirs)
-  part, parts = (int(fused[1]), int(fused[2])) if fused else (0, 1)
-  if fused:
-    theirs = theirs.replace(fused[0], "")
-  transposed = "^T" in theirs
-  theirs = theirs.replace("^T", "")
-  stacked, copied = "{l}" in theirs, "{*}" in theirs
-  return Place(theirs, part, parts, stacked, transposed, copied)
-
-
-def _places(
-  flat: Mapping[str, Any], names: Names
-) -> dict[str, tuple[Place, list[str]]]:
-  """Where each leaf stands, and all its names there."""
-  places = {path: place(path, names) for path in flat}
-  depths = {
-    where.name.partition("{l}")[0]: flat[path].shape[0]
-    for path, where in places.items()
-    if where.stacked
-  }
-  result = {}
-  for path, where in places.items():
-    ahead = re.split(r"{[l*]}", where.name)[0]
-    result[path] = where, where.spelled(depths.get(ahead, 1))
-  return result
-
-
 def _to_theirs(path: str, array: np.ndarray) -> np.ndarray:
   """One layer's array in their order of axes."""
   if path.endswith("kernel"):
@@ -212,7 +102,7 @@ def _to_ours(path: str, array: np.ndarray, rank: int) -> np.ndarray:
   return array
 
 
-def _part(array: np.ndarray, where: Place) -> np.ndarray:
+def _part(array: np.ndarray, where: spelling.Place) -> np.ndarray:
   """The view of one of our arrays in a tensor of theirs."""
   array = array.T if where.transposed else array
   if where.parts == 1:
@@ -238,7 +128,9 @@ def _floating(dtype: Any) -> bool:
   return jnp.issubdtype(dtype, jnp.floating)
 
 
-def _their_shape(path: str, shape: Sequence[int], where: Place) -> tuple:
+def _their_shape(
+  path: str, shape: Sequence[int], where: spelling.Place
+) -> tuple:
   """Of the tensor that holds one layer of our array."""
   # A view of one zero, for its axes only.
   one = np.broadcast_to(np.float32(0), tuple(shape))
@@ -251,7 +143,7 @@ def _their_shape(path: str, shape: Sequence[int], where: Place) -> tuple:
 def match(
   tensors: Mapping[str, safetensors_files.Tensor],
   shapes: Any,
-  names: Names,
+  names: spelling.Names,
   dtype: Any = np.float32,
 ) -> list[Leaf]:
   """Finds our arrays in their tensors, of which none is read.
@@ -269,7 +161,7 @@ def match(
   tensors = legacy.normalised(tensors)
   wrong, used, parts, result = [], {}, {}, []
   flat = tree.flatten(shapes)
-  for path, (where, spelled) in _places(flat, names).items():
+  for path, (where, spelled) in spelling.places(flat, names).items():
     leaf = flat[path]
     expected = _their_shape(path, leaf.shape[where.stacked :], where)
     # A 1x1 convolution there may be a linear layer here, and a table that is
@@ -323,7 +215,7 @@ def read(
 def import_weights(
   tensors: Mapping[str, safetensors_files.Tensor],
   shapes: Any,
-  names: Names,
+  names: spelling.Names,
   *,
   dtype: Any = np.float32,
   put: Callable[[Leaf], Any] = Leaf.read,
@@ -333,7 +225,7 @@ def import_weights(
 
 
 def export_tensors(
-  params: Any, names: Names, dtype: Any = np.float32
+  params: Any, names: spelling.Names, dtype: Any = np.float32
 ) -> dict[str, safetensors_files.Tensor]:
   """Our weights under their names, each made when it is read.
 
@@ -346,9 +238,9 @@ def export_tensors(
     ValueError: two arrays are one tensor, or a tensor would not be whole.
   """
   pieces: dict[str, dict[int, Any]] = {}
-  found: dict[str, tuple[Place, tuple[int, ...], np.dtype]] = {}
+  found: dict[str, tuple[spelling.Place, tuple[int, ...], np.dtype]] = {}
   flat = tree.flatten(params)
-  for path, (where, spelled) in _places(flat, names).items():
+  for path, (where, spelled) in spelling.places(flat, names).items():
     leaf = flat[path]
     shape = _their_shape(path, leaf.shape[where.stacked :], where)
     made = np.dtype(dtype if _floating(leaf.dtype) else leaf.dtype)
@@ -371,7 +263,7 @@ def export_tensors(
 
 def _join(
   name: str,
-  where: Place,
+  where: spelling.Place,
   shape: tuple[int, ...],
   dtype: np.dtype,
   pieces: Mapping[int, Any],
@@ -394,13 +286,15 @@ def _fetch(leaf: Any, index: Any) -> np.ndarray:
   return np.asarray(leaf)[index]
 
 
-def export_weights(params: Any, names: Names) -> dict[str, np.ndarray]:
+def export_weights(params: Any, names: spelling.Names) -> dict[str, np.ndarray]:
   """Our weights under their names: the inverse of `import_weights`."""
   tensors = export_tensors(params, names)
   return {name: tensor.read() for name, tensor in tensors.items()}
 
 
-def export_shapes(shapes: Any, names: Names) -> dict[str, tuple[int, ...]]:
+def export_shapes(
+  shapes: Any, names: spelling.Names
+) -> dict[str, tuple[int, ...]]:
   """Names and shapes of what `export_weights` would write, without arrays.
 
   Args:

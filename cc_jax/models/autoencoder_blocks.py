@@ -12,7 +12,7 @@ from flax import nnx
 import jax
 from jaxtyping import Array, Float
 
-from cc_jax.core import convert, sharding
+from cc_jax.core import sharding, spelling
 from cc_jax.models import layers, residual
 
 # A stride-2 convolution that looks one pixel beyond the right and lower edge.
@@ -229,7 +229,7 @@ class Decoder(nnx.Module):
 
 
 # The spelling of diffusers.
-NAMES: convert.Names = (
+NAMES: spelling.Names = (
   ("norm", "group_norm"),
   ("attn.q", "to_q"),
   ("attn.k", "to_k"),

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cc_jax.core import config_json, convert
+from cc_jax.core import config_json, spelling
 from cc_jax.models import clip, clip_vision, layers
 
 
@@ -168,7 +168,7 @@ def openai_config(tensors: Mapping[str, Any]) -> Config:
 
 # OpenAI's own spelling, as in the clip_vit_b32.pt of CLIP-GEN's authors; such
 # files also hold three numbers that the shapes tell.
-OPENAI = convert.Format(
+OPENAI = spelling.Format(
   names=(
     ("text.token", "token_embedding"),
     ("text.position.weight", "positional_embedding"),

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from cc_jax.core import config_json, convert
+from cc_jax.core import config_json, spelling
 from cc_jax.models import layers, patches
 
 
@@ -207,7 +207,7 @@ class DiT(nnx.Module):
 # facebook/DiT-XL-2-256, as diffusers computes it.
 DIT_XL_2 = Config(out_channels=8)
 
-NAMES: convert.Names = (
+NAMES: spelling.Names = (
   *patches.NAMES,
   ("time", "transformer_blocks.{*}.norm1.emb.timestep_embedder"),
   ("label", "transformer_blocks.{*}.norm1.emb.class_embedder.embedding_table"),
@@ -236,7 +236,7 @@ CONFIG = config_json.ConfigTable(
 )
 
 
-def original_config(tensors: convert.Tensors) -> Config:
+def original_config(tensors: spelling.Tensors) -> Config:
   """The config of a file of the authors, by the shapes of its tensors."""
   classes = tensors["y_embedder.embedding_table.weight"].shape[0] - 1
   return Config(**patches.sizes(tensors), classes=classes, frequency_shift=0)
@@ -244,7 +244,7 @@ def original_config(tensors: convert.Tensors) -> Config:
 
 # DiT-XL-2-256x256.pt and its like; training wrote the averaged weights as one
 # of several things in a file.
-_ORIGINAL = convert.Format(
+_ORIGINAL = spelling.Format(
   names=(
     *patches.ORIGINAL,
     ("label", "y_embedder.embedding_table"),

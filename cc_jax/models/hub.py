@@ -28,6 +28,7 @@ from cc_jax.core import (
   files,
   safetensors_files,
   sharding,
+  spelling,
   tree,
   weight_files,
 )
@@ -330,7 +331,7 @@ class Source(NamedTuple):
   """Weights that were found: by name, and of which format (None: NAMES)."""
 
   tensors: Mapping[str, safetensors_files.Tensor]
-  format: convert.Format | None
+  format: spelling.Format | None
 
 
 def _source(place: str, kind: str, variant: str | None) -> Source | None:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cc_jax.core import config_json, convert, sharding
+from cc_jax.core import config_json, sharding, spelling
 from cc_jax.models import layers
 
 EPS = 1e-3  # of the batch norms
@@ -372,7 +372,7 @@ def check_size(height: int, width: int) -> None:
 # The network of FID.
 FID = Config()
 
-NAMES: convert.Names = (
+NAMES: spelling.Names = (
   *((f"stem.{place}", layer.name) for place, layer in enumerate(STEM)),
   *(
     (f"blocks.{b}.branches.{n}.{place}", f"{block}.{layer.name}")

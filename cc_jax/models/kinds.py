@@ -15,9 +15,10 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from cc_jax.core import convert, tree
+from cc_jax.core import spelling, tree
 from cc_jax.models import (
   autoencoder,
+  blip2,
   clip,
   clip_dual,
   clip_vision,
@@ -25,6 +26,7 @@ from cc_jax.models import (
   inception,
   layers,
   llama,
+  llava,
   lm,
   lpips,
   opt,
@@ -63,8 +65,8 @@ class Kind(NamedTuple):
   free: tuple[str, ...]
   pickles: tuple[str, ...] = ()
   unused: tuple[str, ...] = ()
-  formats: tuple[convert.Format, ...] = ()
-  complete: Callable[[Any, convert.Tensors], Any] = lambda config, tensors: (
+  formats: tuple[spelling.Format, ...] = ()
+  complete: Callable[[Any, spelling.Tensors], Any] = lambda config, tensors: (
     config
   )
 
@@ -154,6 +156,7 @@ KINDS = {
     lm.LM,
     opt.Config,
     opt,
+    TRANSFORMERS,
     ("bos", "eos", "pad"),
     formats=(opt.WITH_HEAD,),
   ),
@@ -161,12 +164,36 @@ KINDS = {
     lm.LM,
     llama.Config,
     llama,
+    TRANSFORMERS,
     ("bos", "eos", "pad", "positions"),
+  ),
+  "blip2": Kind(
+    blip2.BLIP2,
+    blip2.Config,
+    blip2,
+    TRANSFORMERS,
+    ("image_token", "text.bos", "text.eos", "text.pad"),
+    formats=(blip2.WITH_HEAD,),
+  ),
+  "llava": Kind(
+    llava.LLaVA,
+    llava.Config,
+    llava,
+    TRANSFORMERS,
+    (
+      "text.bos",
+      "text.eos",
+      "text.pad",
+      "text.positions",
+      "vision.projection",
+    ),
   ),
   "prior": Kind(
     prior.Prior,
     prior.Config,
     prior,
+    TRANSFORMERS,
+    (),
     formats=(prior.HFAILAB,),
   ),
 }

@@ -9,7 +9,7 @@ network is models/lm.py; files are those of transformers' OPTForCausalLM.
 import dataclasses
 from typing import ClassVar
 
-from cc_jax.core import config_json, convert
+from cc_jax.core import config_json, spelling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,9 @@ NAMES = (
 )
 
 # Files that have the table of tokens a second time, as the head.
-WITH_HEAD = convert.Format(NAMES, marker="lm_head.weight", unused=("lm_head.",))
+WITH_HEAD = spelling.Format(
+  NAMES, marker="lm_head.weight", unused=("lm_head.",)
+)
 
 CONFIG = config_json.ConfigTable(
   renamed={

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from cc_jax.core import convert
+from cc_jax.core import spelling
 from cc_jax.models import layers
 
 # Sinusoids of a timestep, before the first layer that reads them.
@@ -154,7 +154,7 @@ class Patch(nnx.Module):
 
 
 # What both have in the files of diffusers, and in those of the authors.
-NAMES: convert.Names = (
+NAMES: spelling.Names = (
   ("patch", "pos_embed.proj"),
   ("blocks", "transformer_blocks.{l}"),
   ("q", "to_q"),
@@ -166,7 +166,7 @@ NAMES: convert.Names = (
   ("up", "linear_1"),
   ("down", "linear_2"),
 )
-ORIGINAL: convert.Names = (
+ORIGINAL: spelling.Names = (
   ("patch", "x_embedder.proj"),
   ("blocks", "blocks.{l}"),
   ("attn1.q", "attn.qkv[0/3]"),
@@ -206,7 +206,7 @@ LEGACY = {
 IGNORED = ("upcast_attention", "norm_num_groups")
 
 
-def sizes(tensors: convert.Tensors) -> dict[str, int]:
+def sizes(tensors: spelling.Tensors) -> dict[str, int]:
   """Fields of a config that the authors' tensors tell, of DiT or PixArt.
 
   Raises:

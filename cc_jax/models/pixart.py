@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from cc_jax.core import config_json, convert
+from cc_jax.core import config_json, spelling
 from cc_jax.models import layers, patches
 
 
@@ -318,7 +318,7 @@ XL_512 = Config(sample_size=64, caption_width=4096)
 # PixArt-alpha/PixArt-XL-2-1024-MS, -LCM-XL-2-1024-MS.
 XL_1024 = Config(sample_size=128, caption_width=4096)
 
-NAMES: convert.Names = (
+NAMES: spelling.Names = (
   *patches.NAMES,
   ("time", "adaln_single.emb.timestep_embedder"),
   ("size", "adaln_single.emb.resolution_embedder"),
@@ -350,7 +350,7 @@ CONFIG = config_json.ConfigTable(
 )
 
 
-def complete(config: Config, tensors: convert.Tensors) -> Config:
+def complete(config: Config, tensors: spelling.Tensors) -> Config:
   """A config with what its config.json leaves out: the null caption.
 
   Published files have it, those that diffusers writes do not.
@@ -360,7 +360,7 @@ def complete(config: Config, tensors: convert.Tensors) -> Config:
   return dataclasses.replace(config, null_tokens=tokens)
 
 
-def original_config(tensors: convert.Tensors) -> Config:
+def original_config(tensors: spelling.Tensors) -> Config:
   """The config of a file of the authors, by the shapes of its tensors."""
   return Config(
     **patches.sizes(tensors),
@@ -371,7 +371,7 @@ def original_config(tensors: convert.Tensors) -> Config:
 
 
 # PixArt-XL-2-1024-MS.pth and its like: averaged weights where there are some.
-_ORIGINAL = convert.Format(
+_ORIGINAL = spelling.Format(
   names=(
     *patches.ORIGINAL,
     ("size.up", "csize_embedder.mlp.0"),

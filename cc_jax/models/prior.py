@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from cc_jax.core import config_json, convert
+from cc_jax.core import config_json, spelling
 from cc_jax.models import decoding, layers, lm
 
 
@@ -168,7 +168,7 @@ NAMES = (
 )
 
 # gpt_coco.pt of HFAiLab/clip-gen.
-HFAILAB = convert.Format(
+HFAILAB = spelling.Format(
   names=(
     ("condition", "cond_proj"),
     ("lm.token", "tok_emb"),

@@ -83,6 +83,8 @@ NETWORKS = {
   "clip-vit-h14": Entry(
     "clip", "VIT_H14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
   ),
+  "blip2-opt-2.7b": Entry("blip2", "OPT_2_7B", "Salesforce/blip2-opt-2.7b"),
+  "llava-1.5-7b": Entry("llava", "LLAVA_1_5_7B", "llava-hf/llava-1.5-7b-hf"),
 }
 
 TABLE: dict[str, Entry] = NETWORKS | {

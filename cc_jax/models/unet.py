@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from cc_jax.core import config_json, convert
+from cc_jax.core import config_json, spelling
 from cc_jax.models import layers, unet_blocks
 
 
@@ -285,7 +285,7 @@ COMMON_CANVAS_L = dataclasses.replace(
   conditions_width=None,
 )
 
-NAMES: convert.Names = (
+NAMES: spelling.Names = (
   ("blocks", "transformer_blocks.{l}"),
   ("q", "to_q"),
   ("k", "to_k"),

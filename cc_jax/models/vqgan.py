@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cc_jax.core import config_json, convert
+from cc_jax.core import config_json, spelling
 from cc_jax.models import autoencoder_blocks, layers
 
 
@@ -177,13 +177,13 @@ F16_1024 = dataclasses.replace(F16_16384, codebook_size=1024)
 # HFAiLab's vqgan_coco: torch's own eps, where taming sets it.
 HFAILAB = dataclasses.replace(F16_16384, eps=1e-5)
 
-NAMES: convert.Names = (
+NAMES: spelling.Names = (
   *autoencoder_blocks.NAMES,
   ("codebook", "quantize.embedding"),
 )
 
 
-def taming_names(config: Config) -> convert.Names:
+def taming_names(config: Config) -> spelling.Names:
   """The spelling of taming, which numbers the decoder's levels downwards."""
   last = len(config.channels) - 1
   return (
@@ -205,7 +205,7 @@ def taming_names(config: Config) -> convert.Names:
   )
 
 
-def hfailab_names(config: Config) -> convert.Names:
+def hfailab_names(config: Config) -> spelling.Names:
   """The spelling of HFAiLab: the layers of a half in one list, in order."""
   rows, last = [], len(config.channels) - 1
   halves = (
@@ -253,14 +253,14 @@ def hfailab_names(config: Config) -> convert.Names:
 
 
 # Files of 1024 codes bring a config.json, or are refused by their shapes.
-TAMING_FORMAT = convert.Format(
+TAMING_FORMAT = spelling.Format(
   taming_names(F16_16384),
   marker="encoder.mid.attn_1.q.weight",
   config=F16_16384,
   unused=("loss.",),
   keys=("state_dict",),
 )
-HFAILAB_FORMAT = convert.Format(
+HFAILAB_FORMAT = spelling.Format(
   hfailab_names(HFAILAB),
   marker="quantizer.embedding.weight",
   config=HFAILAB,

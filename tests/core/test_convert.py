@@ -1,44 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import weakref
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from small_weights import NAMES, arrays, attention, same, written
 
-from cc_jax.core import convert, safetensors_files, weight_files
-
-NAMES = (
-  ("blocks", "h.{l}"),
-  ("attn.q", "attn.qkv[0/3]"),
-  ("attn.k", "attn.qkv[1/3]"),
-  ("attn.v", "attn.qkv[2/3]"),
-  ("norm", "ln"),
-)
-
-
-def arrays(*names):
-  """An array with values of its own for each (path, shape)."""
-  rng = np.random.default_rng(0)
-  return {name: rng.standard_normal(shape, np.float32) for name, shape in names}
-
-
-def attention(*axes):
-  """q, k and v of 4 -> 2, below stacked axes."""
-  return {
-    name: arrays(("kernel", (*axes, 4, 2)), ("bias", (*axes, 2)))
-    for name in "qkv"
-  }
-
-
-def written(folder, tensors):
-  weight_files.save_folder(str(folder), tensors, {}, stem="model")
-  return weight_files.open_tensors(str(folder))
-
-
-def same(ours, theirs):
-  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+from cc_jax.core import convert, safetensors_files, spelling, weight_files
 
 
 @pytest.mark.parametrize(
@@ -54,13 +23,26 @@ def same(ours, theirs):
   ],
 )
 def test_rows_rewrite_whole_segments(ours, theirs):
-  assert convert.place(ours, NAMES).name == theirs
+  assert spelling.place(ours, NAMES).name == theirs
 
 
 def test_rows_apply_one_after_another():
   names = (("mlp.up", "fc1"), ("up", "linear_1"), ("fc1", "net.0"))
-  assert convert.place("mlp.up.bias", names).name == "net.0.bias"
-  assert convert.place("time.up.bias", names).name == "time.linear_1.bias"
+  assert spelling.place("mlp.up.bias", names).name == "net.0.bias"
+  assert spelling.place("time.up.bias", names).name == "time.linear_1.bias"
+
+
+def test_a_part_may_have_a_table_of_its_own():
+  names = (("text", "language_model", NAMES), ("norm", "norm_of_the_whole"))
+  found = spelling.place("text.blocks.attn.k.kernel", names)
+  expected = "language_model.h.{l}.attn.qkv.weight"
+  assert found == spelling.Place(expected, 1, 3, stacked=True)
+  for ours, theirs in (
+    ("text.norm.scale", "language_model.ln.weight"),
+    ("norm.scale", "norm_of_the_whole.weight"),
+    ("context.norm.scale", "context.norm_of_the_whole.weight"),
+  ):
+    assert spelling.place(ours, names).name == theirs
 
 
 def test_axes_are_in_the_order_of_torch():
@@ -213,65 +195,6 @@ def test_early_spellings_are_read(tmp_path):
   same(convert.import_weights(tensors, params, ()), params)
 
 
-def test_all_that_is_wrong_is_in_one_message(tmp_path):
-  shapes = {
-    "a": arrays(("bias", (2,))),
-    "b": arrays(("bias", (2,))),
-    "c": arrays(("kernel", (2, 3))),
-  }
-  theirs = arrays(("a.bias", (3,)), ("c.weight", (3, 2)), ("d.bias", (1,)))
-  tensors = written(tmp_path, theirs)
-  with pytest.raises(ValueError, match="weights do not fit") as error:
-    convert.import_weights(tensors, shapes, ())
-  assert str(error.value) == (
-    "weights do not fit: a.bias: expected (2,), got (3,); "
-    "missing b.bias (our b.bias); left over d.bias"
-  )
-
-
-def test_a_layer_too_many_is_left_over(tmp_path):
-  ours = {"blocks": {"norm": arrays(("scale", (2, 2)))}}
-  more = {"blocks": {"norm": arrays(("scale", (3, 2)))}}
-  tensors = written(tmp_path, convert.export_weights(more, NAMES))
-  with pytest.raises(ValueError, match=r"left over h\.2\.ln\.weight"):
-    convert.import_weights(tensors, ours, NAMES)
-
-
-def test_many_differences_are_counted(tmp_path):
-  theirs = arrays(*((f"x{number}", (1,)) for number in range(20)))
-  with pytest.raises(ValueError, match="and 12 more"):
-    convert.import_weights(written(tmp_path, theirs), {}, ())
-
-
-def test_a_fused_tensor_that_does_not_divide_is_refused(tmp_path):
-  tensors = written(tmp_path, arrays(("attn.qkv.bias", (7,))))
-  shapes = {"attn": {"q": arrays(("bias", (2,)))}}
-  with pytest.raises(ValueError, match=r"expected \(6,\), got \(7,\)"):
-    convert.import_weights(tensors, shapes, NAMES)
-
-
-def test_two_arrays_of_one_name_are_refused(tmp_path):
-  params = {"norm": arrays(("bias", (1,))), "ln": arrays(("bias", (1,)))}
-  with pytest.raises(ValueError, match=r"two of our arrays are ln\.bias"):
-    convert.export_weights(params, NAMES)
-  tensors = written(tmp_path, arrays(("ln.bias", (1,))))
-  with pytest.raises(ValueError, match="asked for twice"):
-    convert.import_weights(tensors, params, NAMES)
-
-
-def test_part_of_a_fused_tensor_is_not_written():
-  params = {"attn": {"q": arrays(("bias", (2,)))}}
-  with pytest.raises(ValueError, match="has 1 of its 3 parts"):
-    convert.export_weights(params, NAMES)
-
-
-def test_a_part_of_their_tensor_that_nobody_asks_for_is_an_error(tmp_path):
-  tensors = written(tmp_path, arrays(("attn.qkv.bias", (6,))))
-  shapes = {"attn": {"q": arrays(("bias", (2,))), "k": arrays(("bias", (2,)))}}
-  with pytest.raises(ValueError, match=r"parts 2 of attn\.qkv\.bias left over"):
-    convert.import_weights(tensors, shapes, NAMES)
-
-
 def test_several_files_are_one_model(tmp_path):
   for number in range(2):
     safetensors.numpy.save_file(
@@ -397,7 +320,7 @@ def test_a_part_of_an_array_is_read_from_the_tensors_that_hold_it():
 
 
 def test_a_format_lists_the_ways_to_its_weights():
-  ways = lambda *keys: convert.Format((), "w", keys=keys).ways()
+  ways = lambda *keys: spelling.Format((), "w", keys=keys).ways()
   assert ways() == ((), ())
   assert ways("state_dict") == (("state_dict",), ())
   assert ways(("a", "b"), ("c",)) == (("a", "b"), ("c",), ())

@@ -29,6 +29,8 @@ FILES = {
   "t5": "model.safetensors",
   "opt": "model.safetensors",
   "llama": "model.safetensors",
+  "blip2": "model.safetensors",
+  "llava": "model.safetensors",
   "prior": "model.safetensors",
 }
 

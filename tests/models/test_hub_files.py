@@ -16,7 +16,7 @@ import tiny_models
 import torch
 import transformers
 
-from cc_jax.core import convert, legacy, sharding, tree, weight_files
+from cc_jax.core import convert, legacy, sharding, spelling, tree, weight_files
 from cc_jax.models import hub, kinds, published, unet
 
 TINY = tiny_models.TINY
@@ -160,7 +160,7 @@ OTHER = (
 @pytest.fixture
 def other(monkeypatch):
   """A further format of the U-Net, with a config of its own."""
-  format = convert.Format(
+  format = spelling.Format(
     OTHER,
     "first.weight",
     config=TINY["unet"],

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from cc_jax.core import config_json, convert, tree
+from cc_jax.core import config_json, convert, tree, weight_files
 from cc_jax.models import decoding, layers, lm, prior
 
 TINY = prior.Config(
@@ -117,7 +117,7 @@ def test_the_trunk_opens_as_gpt2_and_gives_the_same_states(random, tmp_path):
   condition, codes = inputs(4)
   rest = {
     name: torch.from_numpy(tensor.read())
-    for name, tensor in convert.open_tensors(str(tmp_path)).items()
+    for name, tensor in weight_files.open_tensors(str(tmp_path)).items()
   }
   with torch.no_grad():
     start = torch.nn.functional.linear(
@@ -139,7 +139,7 @@ def test_files_of_a_gpt2_become_the_trunk(random, tmp_path):
   state = {name: array.numpy() for name, array in trunk.state_dict().items()}
   rest = convert.export_weights(params, prior.NAMES)
   state |= {name: rest[name] for name in rest.keys() - state.keys()}
-  convert.save_folder(str(tmp_path), state, settings, stem="model")
+  weight_files.save_folder(str(tmp_path), state, settings, stem="model")
   config, model = parity.load(
     tmp_path, make, prior.Config, prior.NAMES, prior.CONFIG
   )

@@ -29,6 +29,8 @@ REFERENCES = {
   "unet": diffusers.UNet2DConditionModel.from_config,
   "autoencoder": diffusers.AutoencoderKL.from_config,
   "clip_text": clip_text,
+  "blip2": of(transformers.Blip2ForConditionalGeneration),
+  "llava": of(transformers.LlavaForConditionalGeneration),
   "clip": of(transformers.CLIPModel),
   "dit": diffusers.DiTTransformer2DModel.from_config,
   "pixart": diffusers.PixArtTransformer2DModel.from_config,
