@@ -116,7 +116,7 @@ def test_the_trunk_opens_as_gpt2_and_gives_the_same_states(random, tmp_path):
   assert not any(report.values()), report
   condition, codes = inputs(4)
   rest = {
-    name: torch.from_numpy(tensor.read())
+    name: torch.from_numpy(tensor.read().copy())
     for name, tensor in weight_files.open_tensors(str(tmp_path)).items()
   }
   with torch.no_grad():
