@@ -20,6 +20,33 @@ from cc_jax.data import grids, tokenize
 from cc_jax.models import families, kinds
 
 LOUD = {"token.embedding": 20.0, "attn2.out.kernel": 5.0}
+# SDXL in small, for `tiny.config`.
+SDXL = {
+  "model__unet": dict(
+    channels=(8, 16),
+    attention=(False, True),
+    depth=(1, 2),
+    layers_per_block=1,
+    heads=2,
+    source_width=16 + 24,
+    groups=4,
+    linear_projection=True,
+    pooled_conditions="text_time",
+    size_width=8,
+    conditions_width=20 + 6 * 8,
+  ),
+  "model__text": dict(width=16, mlp=32, depth=2, heads=2, positions=8),
+  "model__text_2": dict(
+    width=24,
+    mlp=32,
+    depth=2,
+    heads=2,
+    positions=8,
+    act="gelu",
+    projection=20,
+    architectures=("CLIPTextModelWithProjection",),
+  ),
+}
 LICENCE = "https://creativecommons.org/licenses/by/4.0/"
 
 
@@ -91,6 +118,17 @@ def write_checkpoint(made, step=1):
   state = {"ema": params, "params": params, "step": np.int32(step)}
   checkpoint.save(opened, step, state, {"next_index": 0}, {})
   checkpoint.close(opened)
+
+
+def sdxl(data, workdir, **fields):
+  """The config of a small SDXL; the padding of its second tower is "!"."""
+  folder = pathlib.Path(workdir) / "tokenizer_2"
+  if not folder.exists():
+    tokenizer = tokenize.load(f"{data}/tokenizer")
+    tokenizer.pad_token = "!"
+    tokenize.save(tokenizer, str(folder))
+  fields = SDXL | {"model__tokenizer_2": str(folder)} | fields
+  return tiny.config(data, workdir, **fields)
 
 
 def shared(factory):

@@ -207,8 +207,19 @@ def train(
   return load(folder)
 
 
-def save(tokenizer: transformers.PreTrainedTokenizerBase, folder: str) -> None:
-  """Writes the files of transformers 5, and those that 4 looks for."""
+def save(
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  folder: str,
+  length: int | None = None,
+) -> None:
+  """Writes the files of transformers 5, and those that 4 looks for.
+
+  Args:
+    tokenizer: from `load`.
+    folder: where to.
+    length: of captions in tokens, to which pipelines pad and cut; None for the
+      tokenizer's own.
+  """
   path = epath.Path(folder)
   path.mkdir(parents=True, exist_ok=True)
   # What the last call of `encode` asked for is no part of a tokenizer.
@@ -218,6 +229,7 @@ def save(tokenizer: transformers.PreTrainedTokenizerBase, folder: str) -> None:
   settings = json.loads((path / "tokenizer_config.json").read_text())
   for how_it_was_opened in ("is_local", "local_files_only"):
     settings.pop(how_it_was_opened, None)
+  settings["model_max_length"] = length or tokenizer.model_max_length
   model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
   for name, value in (
     ("tokenizer_config.json", settings),

@@ -10,12 +10,11 @@ import os
 import pathlib
 
 import diffusers
-from diffusers.utils import logging
-import jax
 import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
+import theirs
 import tiny
 import torch
 import toys
@@ -26,45 +25,12 @@ from cc_jax.models import hub, kinds
 from cc_jax.pipelines import text_to_image
 from cc_jax.stages import export
 
-# In [0, 1]: half a grey level.
-TOLERANCE = 2e-3
 QUICKSTART = os.environ.get("CC_JAX_QUICKSTART", "")
-
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 
 # diffusers 0.42.1 calls np.array on a tensor, of which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings(
   "ignore:__array__ implementation:DeprecationWarning"
 )
-
-
-def theirs(folder, prompts, xt, steps, guidance):
-  """Images [B H W 3] in [0, 1] of diffusers' pipeline."""
-  pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
-  pipe.set_progress_bar_config(disable=True)
-  return pipe(
-    list(prompts),
-    latents=torch.tensor(np.asarray(xt)).permute(0, 3, 1, 2),
-    num_inference_steps=steps,
-    guidance_scale=guidance,
-    output_type="np",
-  ).images
-
-
-def compare(model, folder, prompts, size, **options):
-  """Largest difference of a pixel between diffusers' images and ours."""
-  side = size // model.configs["vae"].factor
-  shape = (side, side, model.configs["vae"].latent_channels)
-  xt = text_to_image.noise(jax.random.key(5), np.arange(len(prompts)), shape)
-  ours = text_to_image.generate(
-    model, prompts, size=size, xt=xt, batch_size=len(prompts), **options
-  )
-  # At the size that the folder states.
-  other = theirs(folder, prompts, xt, options["steps"], options["guidance"])
-  assert other.shape == ours.shape
-  assert ours.std() > 0.05
-  return np.abs(ours - other).max()
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +63,7 @@ def test_diffusers_makes_our_images(
   model = model._replace(design=model.design._replace(prediction=prediction))
   # The last is longer than the tower's eight tokens.
   prompts = ("a red hat", "", "a very long photo of green and of red and more")
-  difference = compare(
+  difference = theirs.compare(
     model,
     f"{tmp_path}/export",
     prompts,
@@ -106,7 +72,7 @@ def test_diffusers_makes_our_images(
     steps=steps,
     guidance=3.0,
   )
-  assert difference < TOLERANCE
+  assert difference < theirs.TOLERANCE
 
 
 @pytest.mark.skipif(not QUICKSTART, reason="CC_JAX_QUICKSTART is not set")
@@ -121,8 +87,8 @@ def test_diffusers_makes_the_quickstarts_images(sampler, tmp_path, monkeypatch):
   ]
   made = toys.cli.arguments(["export", *where])[1]
   model = text_to_image.make(made)
-  export.pipeline(made, made.export.folder)
-  difference = compare(
+  export.pipeline(made, QUICKSTART)
+  difference = theirs.compare(
     model,
     made.export.folder,
     [*made.sample.prompts[:4], "a picture of a nine"],
@@ -131,7 +97,7 @@ def test_diffusers_makes_the_quickstarts_images(sampler, tmp_path, monkeypatch):
     steps=made.sample.steps,
     guidance=made.sample.guidance,
   )
-  assert difference < TOLERANCE
+  assert difference < theirs.TOLERANCE
 
 
 def test_a_pipeline_says_what_it_is_and_what_it_learned_from(shared, tmp_path):
