@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small config of each kind of network, for tests of what serves all."""
 
-from cc_jax.models import autoencoder, clip, lpips, unet
+from cc_jax.models import autoencoder, clip, lpips, t5, unet
 
 TINY = {
   "unet": unet.Config(
@@ -17,4 +17,7 @@ TINY = {
     vocabulary=50, width=16, mlp=24, depth=2, heads=2, positions=8
   ),
   "lpips": lpips.Config(channels=(4, 4, 6, 8, 8)),
+  "t5": t5.Config(
+    vocabulary=50, width=16, mlp=24, depth=2, heads=3, head_width=4
+  ),
 }

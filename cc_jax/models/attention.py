@@ -10,17 +10,19 @@ def attention(
   k: Float[Array, "B S N K"],
   v: Float[Array, "B S N K"],
   mask: Bool[Array, "#B #S"] | None = None,
+  bias: Float[Array, "#B #N #T #S"] | None = None,
   *,
   causal: bool = False,
   scale: float | None = None,
 ) -> Float[Array, "B T N K"]:
-  """softmax(q k^T / sqrt(K)) v, the softmax in float32.
+  """softmax(q k^T / sqrt(K) + bias) v, the softmax in float32.
 
   Args:
     q: queries.
     k: keys.
     v: values.
     mask: true where a source token may be attended to.
+    bias: added to the scaled products before the softmax.
     causal: token t sees source tokens up to t only.
     scale: instead of 1 / sqrt(K).
   """
@@ -29,6 +31,7 @@ def attention(
       q,
       k,
       v,
+      bias,
       mask=None if mask is None else mask[:, None, None, :],
       is_causal=causal,
       scale=scale,

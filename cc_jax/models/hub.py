@@ -209,12 +209,14 @@ def _compare(found: Any, expect: Any, name: str, kind: str) -> None:
 def _tensors(folder: str, kind: str) -> dict[str, convert.Tensor]:
   """Of safetensors files, or of the torch files that were published."""
   files = _pickles(folder, kind)
-  if not files:
-    return convert.open_tensors(folder, _stem(folder, kind))
+  if files:
+    opened = [pickles.open_tensors(file) for file in files]
+  else:
+    opened = [convert.open_tensors(folder, _stem(folder, kind))]
   return {
     name: tensor
-    for file in files
-    for name, tensor in pickles.open_tensors(file).items()
+    for tensors in opened
+    for name, tensor in tensors.items()
     if not name.startswith(kinds.KINDS[kind].unused)
   }
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from cc_jax.core import convert, tree
-from cc_jax.models import autoencoder, clip, layers, lpips, unet
+from cc_jax.models import autoencoder, clip, layers, lpips, t5, unet
 
 
 class Kind(NamedTuple):
@@ -74,6 +74,9 @@ KINDS = {
     (),
     lpips.PICKLES,
     lpips.UNUSED,
+  ),
+  "t5": Kind(
+    t5.Encoder, t5.Config, t5, TRANSFORMERS, (), t5.PICKLES, t5.UNUSED
   ),
 }
 

@@ -148,6 +148,13 @@ def layer_norm(
   )
 
 
+def rms_norm(
+  width: int, eps: float = 1e-6, *, dtype: Dtype, rngs: nnx.Rngs
+) -> nnx.RMSNorm:
+  """Divides [... D] by its root mean square over D: arXiv 1910.07467."""
+  return nnx.RMSNorm(width, epsilon=eps, dtype=dtype, rngs=rngs)
+
+
 class Attention(nnx.Module):
   """Multi-head attention, to itself or to source tokens.
 
@@ -162,31 +169,38 @@ class Attention(nnx.Module):
     head_width: int | None = None,
     source_width: int | None = None,
     bias: bool = True,
+    out_bias: bool = True,
     causal: bool = False,
+    scale: float | None = None,
     out_init: Callable = INIT,
     dtype: Dtype,
     rngs: nnx.Rngs,
   ):
     inner = heads * (head_width or width // heads)
     source = source_width or width
-    self.heads, self.causal = heads, causal
+    self.heads, self.causal, self.scale = heads, causal, scale
     self.q = linear(width, inner, bias=bias, dtype=dtype, rngs=rngs)
     self.k = linear(source, inner, bias=bias, dtype=dtype, rngs=rngs)
     self.v = linear(source, inner, bias=bias, dtype=dtype, rngs=rngs)
-    self.out = linear(inner, width, init=out_init, dtype=dtype, rngs=rngs)
+    self.out = linear(
+      inner, width, bias=out_bias, init=out_init, dtype=dtype, rngs=rngs
+    )
 
   def __call__(
     self,
     x: Float[Array, "B T D"],
     source: Float[Array, "B S E"] | None = None,
     mask: Bool[Array, "#B #S"] | None = None,
+    bias: Float[Array, "#B #N #T #S"] | None = None,
   ) -> Float[Array, "B T D"]:
     source = x if source is None else source
     q, k, v = (
       layer(tokens).reshape(*tokens.shape[:2], self.heads, -1)  # [B T N K]
       for layer, tokens in ((self.q, x), (self.k, source), (self.v, source))
     )
-    x = attention.attention(q, k, v, mask, causal=self.causal)
+    x = attention.attention(
+      q, k, v, mask, bias, causal=self.causal, scale=self.scale
+    )
     return self.out(x.reshape(*x.shape[:2], -1))
 
 

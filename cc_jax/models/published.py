@@ -45,6 +45,11 @@ MODELS = {
 }
 
 TABLE: dict[str, Entry] = {
+  # Google's own repository has the whole model in one torch file.
+  "t5-xxl": Entry(
+    "t5", "XXL", "PixArt-alpha/PixArt-XL-2-1024-MS", "text_encoder"
+  ),
+} | {
   f"{model}/{part}": entry
   for model, parts in MODELS.items()
   for part, entry in parts.items()

@@ -20,6 +20,7 @@ FILES = {
   "autoencoder": "diffusion_pytorch_model.safetensors",
   "clip_text": "model.safetensors",
   "lpips": "model.safetensors",
+  "t5": "model.safetensors",
 }
 
 

@@ -94,6 +94,30 @@ def test_causal_attention_is_torch():
   check(ours, expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 5, 7), (2, 1, 1, 7)])
+def test_attention_with_a_bias_and_a_mask_is_torch(shape):
+  q, k, v = (normal(2, length, 3, 4, seed=length) for length in (5, 7, 7))
+  bias, mask = normal(*shape), np.arange(7)[None] < np.array([[3], [7]])
+  hidden = np.where(mask[:, None, None], bias, -np.inf)
+  expected = torch.nn.functional.scaled_dot_product_attention(
+    *(torch.from_numpy(a).transpose(1, 2) for a in (q, k, v)),
+    attn_mask=torch.from_numpy(hidden),
+    scale=1.0,
+  ).transpose(1, 2)
+  ours = layers.attention.attention(
+    *map(jnp.asarray, (q, k, v, mask, bias)), scale=1.0
+  )
+  check(ours, expected)
+
+
+def test_rms_norm_is_torch():
+  theirs = torch.nn.RMSNorm(8, eps=1e-6)
+  torch.nn.init.normal_(theirs.weight)
+  ours = build(lambda rngs: layers.rms_norm(8, rngs=rngs, **KINDS), theirs)
+  x = 30 + normal(2, 5, 8)
+  check(ours(jnp.asarray(x)), theirs(torch.from_numpy(x)))
+
+
 def test_gated_mlp_is_the_feed_forward_of_diffusers():
   theirs = their_attention.FeedForward(8, activation_fn="geglu")
   structure, shapes = parity.abstract(
