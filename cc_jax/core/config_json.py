@@ -41,10 +41,14 @@ class ConfigTable:
     renamed: our field -> their key; a field that is not named keeps its name.
     coded: their key -> our value -> their value; of a tuple, its elements.
     fixed: their key -> the one value that we support, also when it is absent.
+    legacy: their key -> further values that files of earlier releases have and
+      that mean what we compute; read, never written.
     derived: from a config, their keys and values that follow from others;
       they must agree on import.
     ignored: their keys that do not change the computation.
     written: further keys and values that export adds (class names).
+    own: fields that their library has no key for. Export writes them only
+      where they differ from the default, for us to read.
     parts: our field -> their key, the `Config` and the table of a group of
       keys, such as the towers of a model of several.
   """
@@ -52,9 +56,11 @@ class ConfigTable:
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
   coded: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  legacy: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
   derived: Callable[[Any], Mapping[str, Any]] = lambda config: {}
   ignored: Sequence[str] = ()
   written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  own: Sequence[str] = ()
   parts: Mapping[str, tuple[str, type, "ConfigTable"]] = dataclasses.field(
     default_factory=dict
   )
@@ -125,9 +131,12 @@ def import_config(
       if not _fits(value, hints[fields[key]]):
         kind = inspect.formatannotation(hints[fields[key]])
         wrong.append(f"{key}={value!r} (supported: {kind})")
-    elif key in table.fixed:
-      if value != _tuples(table.fixed[key]):
-        wrong.append(f"{key}={value!r} (supported: {table.fixed[key]!r})")
+    elif key in table.fixed or key in table.legacy:
+      known = [table.fixed[key]] if key in table.fixed else []
+      known += table.legacy.get(key, ())
+      if value not in map(_tuples, known):
+        choices = ", ".join(map(repr, known))
+        wrong.append(f"{key}={value!r} (supported: {choices})")
     elif key not in table.ignored and key not in table.written:
       rest[key] = value
   if wrong:
@@ -150,6 +159,8 @@ def export_config(config: Any, table: ConfigTable) -> dict[str, Any]:
   ours = {}
   for field in dataclasses.fields(config):
     name, value = field.name, getattr(config, field.name)
+    if name in table.own and value == field.default:
+      continue
     if name in table.parts:
       key, _, inner = table.parts[name]
       ours[key] = export_config(value, inner)

@@ -9,6 +9,8 @@ says ours -> theirs only:
   ("blocks", "layers.{l}")         {l} is our stacked first axis L
   ("attn.k", "attn.qkv[1/3]")      the second third of a fused tensor
   ("up", "mlp.c_fc^T")             a matrix that lies transposed there, [I O]
+  ("time", "layers.{*}.time")      one array here, an equal copy there in each
+                                   of the layers that are "layers.{l}"
 
 What holds for all models is not in tables: kernel, scale and embedding are
 "weight" there, [I O] is [O I], and [H W I O] is [O I H W]. Import is complete
@@ -92,6 +94,13 @@ class Place(NamedTuple):
   parts: int = 1
   stacked: bool = False
   transposed: bool = False
+  copied: bool = False
+
+  def spelled(self, layers: int) -> list[str]:
+    """Its names, one a layer where it has several."""
+    several = layers if self.stacked or self.copied else 1
+    names = (self.name.replace("{l}", str(n)) for n in range(several))
+    return [name.replace("{*}", str(n)) for n, name in enumerate(names)]
 
 
 class Format(NamedTuple):
@@ -100,7 +109,8 @@ class Format(NamedTuple):
   Attributes:
     names: the table.
     marker: a tensor that files of this origin have, and of no other.
-    config: of such files, which come without a config.json.
+    config: of such files, which come without a config.json; or a function
+      that reads it off their tensors.
     unused: how names begin of tensors that the model has no use for.
     keys: the way to the weights within a torch file.
   """
@@ -117,7 +127,7 @@ def place(path: str, names: Names) -> Place:
 
   >>> place("blocks.attn.q.kernel", [("blocks", "h.{l}"), ("q", "qkv[0/3]")])
   Place(name='h.{l}.attn.qkv.weight', part=0, parts=3, stacked=True, \
-transposed=False)
+transposed=False, copied=False)
   """
   body, _, leaf = path.rpartition(".")
   theirs = ".".join(filter(None, (body, LEAVES.get(leaf, leaf))))
@@ -130,7 +140,25 @@ transposed=False)
     theirs = theirs.replace(fused[0], "")
   transposed = "^T" in theirs
   theirs = theirs.replace("^T", "")
-  return Place(theirs, part, parts, "{l}" in theirs, transposed)
+  stacked, copied = "{l}" in theirs, "{*}" in theirs
+  return Place(theirs, part, parts, stacked, transposed, copied)
+
+
+def _places(
+  flat: Mapping[str, Any], names: Names
+) -> dict[str, tuple[Place, list[str]]]:
+  """Where each leaf stands, and all its names there."""
+  places = {path: place(path, names) for path in flat}
+  depths = {
+    where.name.partition("{l}")[0]: flat[path].shape[0]
+    for path, where in places.items()
+    if where.stacked
+  }
+  result = {}
+  for path, where in places.items():
+    ahead = re.split(r"{[l*]}", where.name)[0]
+    result[path] = where, where.spelled(depths.get(ahead, 1))
+  return result
 
 
 def _to_theirs(path: str, array: np.ndarray) -> np.ndarray:
@@ -187,13 +215,12 @@ def import_weights(
   """
   tensors = _normalised(tensors)
   wrong, used, parts, result = [], {}, {}, {}
-  for path, leaf in tree.flatten(shapes).items():
-    where = place(path, names)
-    layers = leaf.shape[0] if where.stacked else 1
+  flat = tree.flatten(shapes)
+  for path, (where, spelled) in _places(flat, names).items():
+    leaf = flat[path]
     rank = len(leaf.shape) - where.stacked
     arrays = []
-    for layer in range(layers):
-      name = where.name.replace("{l}", str(layer))
+    for name in spelled:
       if name not in tensors:
         wrong.append(f"missing {name} (our {path})")
         break
@@ -209,6 +236,10 @@ def import_weights(
         break
       array = np.split(whole, where.parts)[where.part]
       arrays.append(_to_ours(path, array, rank).astype(np.float32))
+      if where.copied:
+        if not np.array_equal(arrays[0], arrays[-1]):
+          wrong.append(f"{name} differs from {spelled[0]}; expected copies")
+        del arrays[1:]
     else:
       array = np.stack(arrays) if where.stacked else arrays[0]
       if array.shape != leaf.shape:
@@ -230,11 +261,11 @@ def export_weights(params: Any, names: Names) -> dict[str, np.ndarray]:
   """Our weights under their names: the inverse of `import_weights`."""
   parts: dict[str, dict[int, np.ndarray]] = {}
   places: dict[str, Place] = {}
-  for path, leaf in tree.flatten(params).items():
-    array, where = np.asarray(leaf), place(path, names)
-    layers = array if where.stacked else [array]
-    for layer, one in enumerate(layers):
-      name = where.name.replace("{l}", str(layer))
+  flat = tree.flatten(params)
+  for path, (where, spelled) in _places(flat, names).items():
+    array = np.asarray(flat[path])
+    layers = array if where.stacked else [array] * len(spelled)
+    for name, one in zip(spelled, layers, strict=True):
       places[name] = where
       if where.part in parts.setdefault(name, {}):
         raise ValueError(f"two of our arrays are {name}; second is {path}")
@@ -258,15 +289,13 @@ def export_shapes(shapes: Any, names: Names) -> dict[str, tuple[int, ...]]:
     names: the model's table.
   """
   result = {}
-  for path, leaf in tree.flatten(shapes).items():
-    where = place(path, names)
-    layers = leaf.shape[0] if where.stacked else 1
+  flat = tree.flatten(shapes)
+  for path, (where, spelled) in _places(flat, names).items():
     # A view of one zero, for its axes only.
-    one = np.broadcast_to(np.float32(0), leaf.shape[where.stacked :])
+    one = np.broadcast_to(np.float32(0), flat[path].shape[where.stacked :])
     first, *rest = _to_theirs(path, one).shape
     shape = (first * where.parts, *rest)
-    for layer in range(layers):
-      name = where.name.replace("{l}", str(layer))
+    for name in spelled:
       result[name] = shape[::-1] if where.transposed else shape
   return result
 

@@ -93,6 +93,7 @@ def load(name: str, kind: str, *, expect: Any = None) -> Loaded:
   if expect is not None:
     _compare(found, expect, name, kind)
   tensors = _tensors(folder, kind)
+  found = kinds.KINDS[kind].complete(found, tensors)
   _, shapes = kinds.structure(kind, found)
   try:
     params = convert.import_weights(

@@ -5,6 +5,7 @@ A new model is a row of `KINDS` here and, where weights are published, its rows
 in models/published.py.
 """
 
+from collections.abc import Callable, Mapping
 import inspect
 import os
 import types
@@ -15,7 +16,16 @@ import jax
 import jax.numpy as jnp
 
 from cc_jax.core import convert, tree
-from cc_jax.models import autoencoder, clip, layers, lpips, t5, unet
+from cc_jax.models import (
+  autoencoder,
+  clip,
+  dit,
+  layers,
+  lpips,
+  pixart,
+  t5,
+  unet,
+)
 
 
 class Kind(NamedTuple):
@@ -33,6 +43,8 @@ class Kind(NamedTuple):
     unused: how names in them begin that are of no use to the network.
     formats: in which others published weights of this kind, besides the one of
       the source's NAMES.
+    complete: from a config and the tensors beside it, the config with what a
+      config.json does not say.
   """
 
   module: type
@@ -43,6 +55,9 @@ class Kind(NamedTuple):
   pickles: tuple[str, ...] = ()
   unused: tuple[str, ...] = ()
   formats: tuple[convert.Format, ...] = ()
+  complete: Callable[[Any, Mapping[str, convert.Tensor]], Any] = (
+    lambda config, tensors: config
+  )
 
 
 DIFFUSERS = "diffusion_pytorch_model"
@@ -77,6 +92,16 @@ KINDS = {
   ),
   "t5": Kind(
     t5.Encoder, t5.Config, t5, TRANSFORMERS, (), t5.PICKLES, t5.UNUSED
+  ),
+  "dit": Kind(dit.DiT, dit.Config, dit, DIFFUSERS, (), formats=dit.FORMATS),
+  "pixart": Kind(
+    pixart.PixArt,
+    pixart.Config,
+    pixart,
+    DIFFUSERS,
+    ("null_tokens",),
+    formats=pixart.FORMATS,
+    complete=pixart.complete,
   ),
 }
 

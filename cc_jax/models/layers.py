@@ -140,11 +140,22 @@ def group_norm(
 
 
 def layer_norm(
-  width: int, eps: float = 1e-5, *, dtype: Dtype, rngs: nnx.Rngs
+  width: int,
+  eps: float = 1e-5,
+  *,
+  affine: bool = True,
+  dtype: Dtype,
+  rngs: nnx.Rngs,
 ) -> nnx.LayerNorm:
-  """Normalises [... D] over D."""
+  """Normalises [... D] over D; without `affine` it has no weights."""
   return nnx.LayerNorm(
-    width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs
+    width,
+    epsilon=eps,
+    use_bias=affine,
+    use_scale=affine,
+    use_fast_variance=False,
+    dtype=dtype,
+    rngs=rngs,
   )
 
 
@@ -158,7 +169,8 @@ def rms_norm(
 class Attention(nnx.Module):
   """Multi-head attention, to itself or to source tokens.
 
-  "Attention Is All You Need", arXiv 1706.03762, §3.2.
+  "Attention Is All You Need", arXiv 1706.03762, §3.2. Initial weights of k and
+  v are by `source_init`, where they are not by `init` as those of q.
   """
 
   def __init__(
@@ -172,16 +184,19 @@ class Attention(nnx.Module):
     out_bias: bool = True,
     causal: bool = False,
     scale: float | None = None,
+    init: Callable = INIT,
+    source_init: Callable | None = None,
     out_init: Callable = INIT,
     dtype: Dtype,
     rngs: nnx.Rngs,
   ):
     inner = heads * (head_width or width // heads)
     source = source_width or width
+    kinds: dict[str, Any] = dict(bias=bias, dtype=dtype, rngs=rngs)
     self.heads, self.causal, self.scale = heads, causal, scale
-    self.q = linear(width, inner, bias=bias, dtype=dtype, rngs=rngs)
-    self.k = linear(source, inner, bias=bias, dtype=dtype, rngs=rngs)
-    self.v = linear(source, inner, bias=bias, dtype=dtype, rngs=rngs)
+    self.q = linear(width, inner, init=init, **kinds)
+    self.k = linear(source, inner, init=source_init or init, **kinds)
+    self.v = linear(source, inner, init=source_init or init, **kinds)
     self.out = linear(
       inner, width, bias=out_bias, init=out_init, dtype=dtype, rngs=rngs
     )
@@ -218,19 +233,18 @@ class MLP(nnx.Module):
     act: str = "gelu",
     gated: bool = False,
     bias: bool = True,
+    out: int | None = None,
+    init: Callable = INIT,
     dtype: Dtype,
     rngs: nnx.Rngs,
   ):
+    kinds: dict[str, Any] = dict(bias=bias, init=init, dtype=dtype, rngs=rngs)
     self.act = act
-    self.up = linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
-    self.gate = (
-      linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
-      if gated
-      else None
-    )
-    self.down = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
+    self.up = linear(width, hidden, **kinds)
+    self.gate = linear(width, hidden, **kinds) if gated else None
+    self.down = linear(hidden, out or width, **kinds)
 
-  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B O"]:
     act = ACTIVATIONS[self.act]
     if self.gate is None:
       return self.down(act(self.up(x)))
@@ -238,16 +252,16 @@ class MLP(nnx.Module):
 
 
 def timestep_embedding(
-  t: Num[Array, "*B"], width: int, *, period: float = 10_000
+  t: Num[Array, "*B"], width: int, *, period: float = 10_000, shift: int = 0
 ) -> Float[Array, "*B width"]:
   """[cos, sin] of t at width / 2 frequencies, in float32.
 
   "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, appendix B; the
-  cosines first, and frequencies period^(-i / (width / 2)), as in diffusers with
-  `flip_sin_to_cos` and no frequency shift.
+  cosines first, and frequencies period^(-i / (width / 2 - shift)), as in
+  diffusers with `flip_sin_to_cos` and a `downscale_freq_shift` of `shift`.
   """
   half = width // 2
-  exponent = jnp.arange(half, dtype=jnp.float32) / half
+  exponent = jnp.arange(half, dtype=jnp.float32) / (half - shift)
   frequency = jnp.exp(-math.log(period) * exponent)
   angle = t.astype(jnp.float32)[..., None] * frequency
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
@@ -256,9 +270,17 @@ def timestep_embedding(
 class TimeMLP(nnx.Module):
   """Linear, SiLU, linear: how a network reads a vector of conditions."""
 
-  def __init__(self, width: int, hidden: int, *, dtype: Dtype, rngs: nnx.Rngs):
-    self.up = linear(width, hidden, dtype=dtype, rngs=rngs)
-    self.down = linear(hidden, hidden, dtype=dtype, rngs=rngs)
+  def __init__(
+    self,
+    width: int,
+    hidden: int,
+    *,
+    init: Callable = INIT,
+    dtype: Dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.up = linear(width, hidden, init=init, dtype=dtype, rngs=rngs)
+    self.down = linear(hidden, hidden, init=init, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B F"]:
     return self.down(jax.nn.silu(self.up(x)))

