@@ -58,6 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # folder, or a group of fields. Rows and folders bring their weights.
   config.model = ConfigDict(type_safe=False)  # A group may be a name.
   config.model.unet = "SD2"
+  config.model.transformer = ""  # PixArt's, in place of a U-Net.
   config.model.text = "sd2/text"
   config.model.text_2 = ""  # SDXL's second tower.
   config.model.vae = "sd2/vae"

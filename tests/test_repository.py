@@ -188,7 +188,7 @@ def test_a_config_has_the_fields_that_stages_read(path):
   """Those of base.py, by name and type; a network may be fields or a name."""
   base = configs.load(str(ROOT / "configs/base.py"))
   expected = dict(fields(base))
-  networks = re.compile(r"model\.(unet|text|text_2|vae)(\.|$)")
+  networks = re.compile(r"model\.(unet|transformer|text|text_2|vae)(\.|$)")
   for argument in arguments(path):
     where = f"{path.name}:{argument}"
     made = configs.load(f"{path}:{argument}")

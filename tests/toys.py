@@ -9,10 +9,12 @@ import hashlib
 import json
 import pathlib
 import shutil
+import string
 
 import numpy as np
 import parity
 import tiny
+import transformers
 
 from cc_jax import cli
 from cc_jax.core import checkpoint, tree
@@ -128,6 +130,39 @@ def sdxl(data, workdir, **fields):
     tokenizer.pad_token = "!"
     tokenize.save(tokenizer, str(folder))
   fields = SDXL | {"model__tokenizer_2": str(folder)} | fields
+  return tiny.config(data, workdir, **fields)
+
+
+def pixart(data, workdir, *, micro=False, **fields):
+  """The config of a small PixArt, on PixArt's schedule.
+
+  diffusers gives micro-conditions to transformers of one size only.
+  """
+  folder = pathlib.Path(workdir) / "tokenizer"
+  if not folder.exists():
+    words = [f"▁{word}" for word in "a photo of red green hat".split()]
+    pieces = [*words, "▁", *string.ascii_lowercase, "!"]
+    transformers.T5Tokenizer(
+      vocab=[(one, 0.0) for one in ("<pad>", "</s>", "<unk>")]
+      + [(piece, -float(9 - len(piece))) for piece in pieces],
+      extra_ids=0,
+      model_max_length=8,
+    ).save_pretrained(folder)
+  fields = {
+    "model__unet": "",
+    "model__transformer": dict(
+      sample_size=128 if micro else tiny.SIZE // 2,
+      heads=2,
+      head_width=12,
+      depth=2,
+      caption_width=16,
+    ),
+    "model__text": dict(width=16, mlp=24, depth=2, heads=2, head_width=8),
+    "model__tokenizer": str(folder),
+    "model__schedule__kind": "linear",
+    "model__schedule__beta_start": 0.0001,
+    "model__schedule__beta_end": 0.02,
+  } | fields
   return tiny.config(data, workdir, **fields)
 
 

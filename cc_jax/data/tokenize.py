@@ -214,6 +214,9 @@ def save(
 ) -> None:
   """Writes the files of transformers 5, and those that 4 looks for.
 
+  For T5 those are spiece.model, which cannot be made from the others: it is
+  copied from where the tokenizer was loaded, if it was there.
+
   Args:
     tokenizer: from `load`.
     folder: where to.
@@ -230,19 +233,27 @@ def save(
   for how_it_was_opened in ("is_local", "local_files_only"):
     settings.pop(how_it_was_opened, None)
   settings["model_max_length"] = length or tokenizer.model_max_length
-  model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-  for name, value in (
-    ("tokenizer_config.json", settings),
-    (
-      "special_tokens_map.json",
-      dict(sorted(tokenizer.special_tokens_map.items())),
+  tables = {
+    "tokenizer_config.json": settings,
+    "special_tokens_map.json": dict(
+      sorted(tokenizer.special_tokens_map.items())
     ),
-    ("vocab.json", dict(sorted(model["vocab"].items(), key=lambda x: x[1]))),
-  ):
+  }
+  model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+  if model["type"] == "BPE":
+    tables["vocab.json"] = dict(
+      sorted(model["vocab"].items(), key=lambda x: x[1])
+    )
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (path / "merges.txt").write_text("\n".join(lines) + "\n")
+  source = getattr(tokenizer, "vocab_file", None)
+  if source and source.endswith(".model") and os.path.isfile(source):
+    (path / os.path.basename(source)).write_bytes(
+      epath.Path(source).read_bytes()
+    )
+  for name, value in tables.items():
     text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
     (path / name).write_text(text)
-  lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
-  (path / "merges.txt").write_text("\n".join(lines) + "\n")
 
 
 def digest(tokenizer: transformers.PreTrainedTokenizerBase) -> str:

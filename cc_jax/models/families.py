@@ -10,6 +10,9 @@ sampling both call it, so a network is sampled as it was trained.
   stable_diffusion_xl  penultimate states of two towers side by side, the
                        pooled state of the second, and six sizes (arXiv
                        2307.01952, §2.1-2.2; CommonCanvas XL)
+  pixart               states of T5 with a mask and, where the transformer is
+                       told, the image's size and aspect ratio (arXiv
+                       2310.00426, §2.3)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +29,7 @@ Conditions = dict[str, Array]
 # Where a diffusers pipeline has each network.
 FOLDERS = {
   "unet": "unet",
+  "transformer": "transformer",
   "text": "text_encoder",
   "text_2": "text_encoder_2",
   "vae": "vae",
@@ -99,6 +103,19 @@ def stable_diffusion_xl(
   }
 
 
+def pixart(
+  networks: Mapping[str, Any],
+  captions: Sequence[Captions],
+  sizes: Num[Array, "B 6"],
+) -> Conditions:
+  """States of all tokens and a mask; the original's size, our ratio."""
+  tokens, mask = captions[0]
+  read = {"context": networks["text"](tokens, mask), "mask": mask}
+  if networks["transformer"].config.micro_conditions:
+    read |= {"sizes": sizes[:, :2], "ratio": sizes[:, 4] / sizes[:, 5]}
+  return read
+
+
 FAMILIES = {
   "stable_diffusion": Family(
     denoiser="unet",
@@ -117,6 +134,13 @@ FAMILIES = {
     features=("size", "crop"),
     zeroed=("context", "pooled"),
   ),
+  "pixart": Family(
+    denoiser="transformer",
+    kinds={"transformer": "pixart", "text": "t5", "vae": "autoencoder"},
+    conditions=pixart,
+    features=("size", "crop"),
+    clean=lambda prompt: prompt.lower().strip(),
+  ),
 }
 
 
@@ -130,10 +154,11 @@ def find(names: Any) -> str:
   Raises:
     ValueError: networks that no family has together.
   """
-  unet = hub.config(names["unet"], "unet")
-  family = (
-    "stable_diffusion_xl" if unet.pooled_conditions else "stable_diffusion"
-  )
+  family = "stable_diffusion"
+  if names["transformer"]:
+    family = "pixart"
+  elif hub.config(names["unet"], "unet").pooled_conditions:
+    family = "stable_diffusion_xl"
   expected = FAMILIES[family].kinds
   for name in FOLDERS:
     given = not isinstance(names[name], str) or bool(names[name])

@@ -11,7 +11,7 @@
 What differs between families is a row of `LAYOUTS`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -35,12 +35,24 @@ class Layout(NamedTuple):
     tokenizer: transformers' class of its tokenizers.
     absent: parts of the class that the folder does not have.
     extra: further arguments of the class.
+    check: refuses a denoiser's config that the class would use otherwise.
   """
 
   pipeline: str
   tokenizer: str
   absent: tuple[str, ...] = ()
   extra: Mapping[str, Any] = {}
+  check: Callable[[Any], None] = lambda config: None
+
+
+def check_pixart(config: Any) -> None:
+  """Refuses micro-conditions that the pipeline would not give."""
+  if config.micro_conditions and config.sample_size != 128:
+    raise ValueError(
+      "PixArtAlphaPipeline gives micro-conditions to a transformer of "
+      f"sample_size=128 only, not {config.sample_size}; train with "
+      "sample_size=128 or without micro_conditions"
+    )
 
 
 LAYOUTS = {
@@ -55,12 +67,16 @@ LAYOUTS = {
     "CLIPTokenizer",
     ("feature_extractor", "image_encoder"),
   ),
+  "pixart": Layout("PixArtAlphaPipeline", "T5Tokenizer", check=check_pixart),
 }
 
-# Of each kind of network; text towers state theirs themselves.
+# Library and class of each kind of network, from its config.
 CLASSES = {
-  "unet": "UNet2DConditionModel",
-  "autoencoder": "AutoencoderKL",
+  "unet": lambda config: ["diffusers", "UNet2DConditionModel"],
+  "pixart": lambda config: ["diffusers", "PixArtTransformer2DModel"],
+  "autoencoder": lambda config: ["diffusers", "AutoencoderKL"],
+  "clip_text": lambda config: ["transformers", config.architectures[0]],
+  "t5": lambda config: ["transformers", "T5EncoderModel"],
 }
 
 
@@ -87,12 +103,13 @@ def write(
     The number of parameters of each network.
 
   Raises:
-    ValueError: what diffusers has no scheduler for.
+    ValueError: what diffusers has no scheduler for, or would run otherwise.
   """
   design, family = model.design, model.family
   scheduler = scheduler_config.write(
     sampler, design.schedule, prediction=design.prediction
   )
+  LAYOUTS[design.family].check(model.configs[family.denoiser])
   sizes = {"vae": size, family.denoiser: size // model.configs["vae"].factor}
   for name, kind in family.kinds.items():
     config = model.configs[name]
@@ -121,12 +138,7 @@ def index(model: text_to_image.Model, scheduler: str) -> dict[str, Any]:
   """
   layout, parts = LAYOUTS[model.design.family], {}
   for name, kind in model.family.kinds.items():
-    config = model.configs[name]
-    parts[families.FOLDERS[name]] = (
-      ["transformers", config.architectures[0]]
-      if name in model.family.text
-      else ["diffusers", CLASSES[kind]]
-    )
+    parts[families.FOLDERS[name]] = CLASSES[kind](model.configs[name])
   for name in model.tokenizers:
     parts[tokenizer_folder(name)] = ["transformers", layout.tokenizer]
   if model.family.zeroed:

@@ -47,6 +47,13 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     train_text=options.train_text,
   )
   vae = found.pop("vae")
+  channels = found[row.denoiser].config.out_channels
+  if channels not in (None, vae.config.latent_channels):
+    raise ValueError(
+      f"model.{row.denoiser} predicts {channels} channels of latents that have "
+      f"{vae.config.latent_channels}; a learned variance is not trained here, "
+      f"set out_channels={vae.config.latent_channels}"
+    )
   structures = {
     name: kinds.structure(
       row.kinds[name],
@@ -149,9 +156,11 @@ def captions(
 ) -> list[families.Captions]:
   """One array of ids as each text tower reads it, with its own padding."""
   eos = tokenizers["text"].eos_token_id
+  ends = tokens == eos
+  mask = ends.cumsum(axis=-1) <= ends
   return [
-    families.Captions(tokenize.repad(tokens, eos, tokenizer.pad_token_id))
-    for tokenizer in tokenizers.values()
+    families.Captions(tokenize.repad(tokens, eos, one.pad_token_id), mask)
+    for one in tokenizers.values()
   ]
 
 

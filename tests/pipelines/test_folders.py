@@ -73,6 +73,28 @@ def test_diffusers_makes_our_images(sampler, zero_empty, size, model, tmp_path):
   assert difference < theirs.TOLERANCE
 
 
+@pytest.mark.parametrize(
+  ("sampler", "micro", "size"),
+  [("dpm_solver_pp", False, tiny.SIZE), ("ddim", True, (16, 24))],
+)
+def test_diffusers_makes_our_images_of_pixart(
+  sampler, micro, size, tmp_path_factory, tmp_path
+):
+  data = tiny.shared(tmp_path_factory)
+  made = toys.pixart(data, tmp_path, micro=micro)
+  toys.write_checkpoint(made)
+  model = text_to_image.make(made)
+  assert model.configs["transformer"].micro_conditions == micro
+  folder = write(tmp_path / "folder", model, sampler)
+  options = dict(sampler=sampler, steps=10, guidance=4.5)
+  # Prompts are cleaned alike: lower case, no blanks at the ends.
+  prompts = (" A Red Hat! ", "", "a photo of green and of red and of more")
+  difference = theirs.compare(
+    model, folder, prompts, size, {"max_sequence_length": 8}, **options
+  )
+  assert difference < theirs.TOLERANCE
+
+
 def test_the_folder_has_what_the_pipeline_wants(folder, model):
   index = files.read_json(f"{folder}/model_index.json")
   pipe = theirs.opened(folder)
