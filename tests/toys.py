@@ -27,7 +27,6 @@ SDXL = {
   "model__unet": dict(
     channels=(8, 16),
     attention=(False, True),
-    depth=(1, 2),
     layers_per_block=1,
     heads=2,
     source_width=16 + 24,

@@ -304,10 +304,12 @@ def shown(value: Any, workdir: str) -> Any:
     return [shown(one, workdir) for one in value]
   if not isinstance(value, str):
     return value
-  for root in (workdir, os.path.dirname(workdir)):
-    if root and value.startswith(root):
-      up = "" if root == workdir else "/.."
-      return "{workdir}" + up + value[len(root) :]
+  for root, name in (
+    (workdir, "{workdir}"),
+    (os.path.dirname(workdir), "{workdir}/.."),
+  ):
+    if value == root or (len(root) > 1 and value.startswith(f"{root}/")):
+      return name + value[len(root) :]
   return os.path.basename(value) if os.path.isabs(value) else value
 
 

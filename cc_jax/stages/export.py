@@ -8,6 +8,7 @@ be ours; `export.push` puts it on the Hugging Face hub.
 
 import dataclasses
 import inspect
+import logging
 
 import huggingface_hub
 import jax
@@ -190,6 +191,9 @@ def check(config: ml_collections.ConfigDict) -> float:
   import diffusers
   import torch
 
+  for name in ("diffusers", "transformers"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+  diffusers.utils.logging.disable_progress_bar()
   config = ml_collections.ConfigDict(config)
   config.train.dtype = "float32"
   options, folder = config.sample, config.export.folder

@@ -8,8 +8,11 @@ work folder of a finished quickstart, with the model trained there.
 import json
 import os
 import pathlib
+import sys
 
 import diffusers
+from huggingface_hub import errors
+import jax
 import jax.numpy as jnp
 import numpy as np
 import parity
@@ -19,7 +22,7 @@ import tiny
 import torch
 import toys
 
-from cc_jax.core import checkpoint, tree
+from cc_jax.core import checkpoint, tree, versions
 from cc_jax.data import aligned, images, shards
 from cc_jax.models import hub, kinds
 from cc_jax.pipelines import text_to_image
@@ -185,3 +188,122 @@ def test_the_scaling_factor_gives_latents_unit_variance(shared, exported_vae):
   factor = loaded.config.scaling_factor
   assert factor * z.std() == pytest.approx(1, abs=0.02)
   assert loaded.config.sample_size == tiny.SIZE
+
+
+@pytest.mark.parametrize("make", [tiny.config, toys.sdxl, toys.pixart])
+def test_the_check_opens_what_was_written(make, tmp_path_factory, tmp_path):
+  made = make(
+    tiny.shared(tmp_path_factory),
+    tmp_path,
+    export__check=True,
+    export__dtype="bfloat16",
+    sample__steps=4,
+    # Of the training; the check computes in float32 on both sides.
+    train__dtype="bfloat16",
+  )
+  toys.write_checkpoint(made)
+  assert export.main(made, str(tmp_path)) == f"{tmp_path}/export"
+  # Other weights than the scheduler's prediction is for: another image.
+  file = tmp_path / "export/scheduler/scheduler_config.json"
+  text = file.read_text().replace('"epsilon"', '"v_prediction"')
+  file.write_text(text)
+  with pytest.raises(ValueError, match="diffusers makes another image of"):
+    export.check(made)
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (["check=true", "sample.sampler=ddpm"], ["set sample.sampler=ddim"]),
+    (["check=true", "train.task=autoencoder"], ["the task is autoencoder"]),
+    (["dtype=int8"], ["export.dtype='int8'", "bfloat16"]),
+    (["part=raw"], ["export.part='raw'", "ema or params"]),
+    (["push=a/b", "folder=gs://bucket/x"], ["export.push", "gs://bucket/x"]),
+  ],
+)
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(
+  flags, words, shared, tmp_path, capsys
+):
+  data, workdir = shared
+  flags = [f"export.{f}" if "." not in f.split("=")[0] else f for f in flags]
+  flags = [f"--config.{flag}" for flag in flags]
+  place = f"--config.train.checkpoints={workdir}/checkpoints"
+  status = toys.run("export", data, tmp_path, place, *flags)
+  toys.check_refused(capsys, status, *words)
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_check_says_what_to_install(monkeypatch, shared, tmp_path):
+  monkeypatch.setitem(sys.modules, "diffusers", None)
+  made = tiny.config(shared[0], tmp_path, export__check=True)
+  with pytest.raises(ValueError, match=r"pip install 'diffusers>=.*' torch"):
+    export.main(made, str(tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
+def test_raw_weights_are_written_when_asked_for(shared, tmp_path):
+  made = tiny.config(shared[0], tmp_path, export__part="params")
+  toys.write_checkpoint(made)
+  params = checkpoint.load(made.train.checkpoints, "params")
+  opened = checkpoint.manager(made.train.checkpoints, async_=False)
+  state = {
+    "ema": jax.tree.map(lambda x: x * 0, params),
+    "params": params,
+    "step": np.int32(2),
+  }
+  checkpoint.save(opened, 2, state, {"next_index": 0}, {})
+  checkpoint.close(opened)
+  export.main(made, str(tmp_path))
+  loaded = hub.load(f"{tmp_path}/export/unet", "unet")
+  assert tiny.largest_difference(loaded.params, params["unet"]) == 0
+
+
+class Hub:
+  """What is asked of the hub."""
+
+  def __init__(self, error=None):
+    self.error, self.calls = error, []
+
+  def create_repo(self, *args, **options):
+    if self.error:
+      raise self.error
+    self.calls.append(("create_repo", args, options))
+
+  def upload_folder(self, **options):
+    self.calls.append(("upload_folder", (), options))
+
+
+def test_a_folder_is_pushed_with_the_revision(shared, tmp_path, monkeypatch):
+  api = Hub()
+  monkeypatch.setattr(export.huggingface_hub, "HfApi", lambda: api)
+  data, workdir = shared
+  flags = ["export.push=ann/tiny", "export.private=false"]
+  place = f"--config.train.checkpoints={workdir}/checkpoints"
+  flags = [place, *(f"--config.{flag}" for flag in flags)]
+  assert toys.run("export", data, tmp_path, *flags) == 0
+  (_, name, options), (_, _, upload) = api.calls
+  assert name == ("ann/tiny",)
+  assert options == {"private": False, "exist_ok": True}
+  assert upload["repo_id"] == "ann/tiny"
+  assert upload["folder_path"] == f"{tmp_path}/export"
+  revision = versions.code()["revision"] or "no revision"
+  assert upload["commit_message"] == f"cc_jax export, {revision}"
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    errors.LocalTokenNotFoundError("Token is required\nand more"),
+    errors.OfflineModeIsEnabled("offline mode is enabled"),
+    errors.HTTPError("Name or service not known"),
+    errors.HFValidationError("Repo id must be ..."),
+  ],
+)
+def test_a_push_that_fails_is_one_line(error, tmp_path, monkeypatch):
+  monkeypatch.setattr(export.huggingface_hub, "HfApi", lambda: Hub(error))
+  with pytest.raises(ValueError, match="cannot push") as raised:
+    export.push(str(tmp_path), "ann/tiny", private=True)
+  message = str(raised.value)
+  assert "\n" not in message
+  assert "hf auth login" in message
+  assert str(error).partition("\n")[0] in message
