@@ -230,7 +230,7 @@ class PixArt(nnx.Module):
         f"captions of {S} tokens, and null_tokens={tokens}; set null_tokens, "
         "or drop captions for the states of an empty one"
       )
-    null = self.null_caption[:S].astype(context.dtype)
+    null = jax.lax.stop_gradient(self.null_caption[:S].astype(context.dtype))
     return jnp.where(dropped[:, None, None], null, context)
 
   def on_tokens(
