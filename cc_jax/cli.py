@@ -110,6 +110,8 @@ def start(config: ml_collections.ConfigDict, hosts: int) -> None:
   """
   import jax
 
+  # It would say that it cannot find torch, which nobody here looks for.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   for name in ("absl", "huggingface_hub"):
     logging.getLogger(name).setLevel(logging.ERROR)
   # A notebook or a test that calls `main` has made its devices already.

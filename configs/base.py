@@ -144,6 +144,11 @@ def get_config(arg: str = "") -> ConfigDict:
   config.bench = ConfigDict()
   config.bench.loader_seconds = 3.0  # 0 leaves the loader out.
   config.bench.steps = 10  # 0 leaves the train step out.
+  config.bench.networks = ()  # Of "unet", "vae" and "text": each by itself.
+  config.bench.compare = ""  # Or "torch": the same weights there, in turn.
+  config.bench.size = 256  # Pixels a side that networks are given.
+  config.bench.batch_size = 1
+  config.bench.repeats = 5  # Figures are medians of so many.
   config.bench.result = "{workdir}/bench.json"
 
   config.export = ConfigDict()

@@ -8,8 +8,9 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 
-from cc_jax.core import config_json, convert, tree
+from cc_jax.core import config_json, convert, tree, weight_files
 
 LAYER = 2e-5
 MODEL = 1e-4
@@ -45,7 +46,7 @@ def abstract(make):
 
 def save(folder, params, config, names, table, stem):
   """Writes weights and config as the reference library reads them."""
-  convert.save_folder(
+  weight_files.save_folder(
     str(folder),
     convert.export_weights(params, names),
     config_json.export_config(config, table),
@@ -58,7 +59,7 @@ def load(folder, make, config_type, names, table):
   theirs = json.loads((pathlib.Path(folder) / "config.json").read_text())
   config = config_json.import_config(theirs, config_type, table)
   structure, shapes = abstract(lambda: make(config))
-  tensors = convert.open_tensors(str(folder))
+  tensors = weight_files.open_tensors(str(folder))
   return config, tree.merge(
     structure, convert.import_weights(tensors, shapes, names)
   )
@@ -68,8 +69,17 @@ def adopt(module, shapes, names):
   """The weights of a torch module as ours, by a file in between."""
   state = {name: array.numpy() for name, array in module.state_dict().items()}
   with tempfile.TemporaryDirectory() as folder:
-    convert.save_folder(folder, state, {}, stem="model")
-    return convert.import_weights(convert.open_tensors(folder), shapes, names)
+    weight_files.save_folder(folder, state, {}, stem="model")
+    return convert.import_weights(
+      weight_files.open_tensors(folder), shapes, names
+    )
+
+
+def meta_shapes(make):
+  """Names and shapes of a torch module's weights; `make()` needs no memory."""
+  with torch.device("meta"):
+    state = make().state_dict()
+  return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def check_config(written, theirs):

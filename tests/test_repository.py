@@ -26,11 +26,14 @@ SUPPRESSION = re.compile(
 MACHINE = re.compile("[\"' =]/(wo" + "rk|ho" + "me|Us" + "ers|ro" + "ot)/")
 # Modules without a test file of their own, and what tests them.
 ELSEWHERE = {
+  "core/legacy": "tests/core/test_convert.py, and models/test_published.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
   "data/ledger": "tests/data/test_passes.py",
   "data/records": "tests/data/test_shards.py",
   "models/attention": "tests/models/test_layers.py",
-  "models/published": "tests/models/test_hub.py: the rows of its table",
+  "models/autoencoder_blocks": "tests/models/test_vqgan.py",
+  "pipelines/reference": "tests/stages/test_bench.py",
+  "models/residual": "tests/models/test_layers.py",
   "models/unet_blocks": "tests/models/test_unet.py",
   "stages/caption": "tests/tiny.py",
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",

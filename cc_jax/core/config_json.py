@@ -47,8 +47,10 @@ class ConfigTable:
       they must agree on import.
     ignored: their keys that do not change the computation.
     written: further keys and values that export adds (class names).
-    own: fields that their library has no key for. Export writes them only
-      where they differ from the default, for us to read.
+    given: our field -> the one value that it has in such files; they may state
+      another, which means nothing in them, and export leaves it out.
+    own: keys of ours that the reference library does not know, and ignores
+      with a warning; export leaves them out where they have our default.
     parts: our field -> their key, the `Config` and the table of a group of
       keys, such as the towers of a model of several.
   """
@@ -60,6 +62,7 @@ class ConfigTable:
   derived: Callable[[Any], Mapping[str, Any]] = lambda config: {}
   ignored: Sequence[str] = ()
   written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   own: Sequence[str] = ()
   parts: Mapping[str, tuple[str, type, "ConfigTable"]] = dataclasses.field(
     default_factory=dict
@@ -110,10 +113,12 @@ def import_config(
     for field in dataclasses.fields(config)
     if field.name not in table.parts
   }
+  for name in table.given:
+    theirs.pop(table.renamed.get(name, name), None)
   hints = typing.get_type_hints(config)
-  wrong, values, rest = [], {}, {}
+  wrong, values, rest = [], dict(table.given), {}
   for field, (key, part, inner) in table.parts.items():
-    group = theirs.pop(key, {})
+    group = theirs.pop(key, None) or {}
     try:
       values[field] = import_config(group, part, inner)
     except ValueError as error:
@@ -159,13 +164,15 @@ def export_config(config: Any, table: ConfigTable) -> dict[str, Any]:
   ours = {}
   for field in dataclasses.fields(config):
     name, value = field.name, getattr(config, field.name)
-    if name in table.own and value == field.default:
+    if name in table.given:
       continue
     if name in table.parts:
       key, _, inner = table.parts[name]
       ours[key] = export_config(value, inner)
       continue
     key = table.renamed.get(name, name)
+    if key in table.own and value == field.default:
+      continue
     codes = table.coded.get(key)
     ours[key] = value if codes is None else _coded(value, codes)
   return {**table.written, **table.fixed, **table.derived(config), **ours}

@@ -7,15 +7,21 @@ local files are written beside their place, flushed to disk and renamed; an
 object on Google Cloud Storage appears when its upload ends.
 """
 
+from collections.abc import Iterator
+import contextlib
 import hashlib
 import importlib.util
 import json
+import math
+import mmap
 import os
 import pathlib
 import secrets
-from typing import Any
+import tempfile
+from typing import Any, BinaryIO
 
 from etils import epath
+import numpy as np
 
 
 def path(name: str | os.PathLike[str]) -> epath.Path:
@@ -103,6 +109,67 @@ def write_atomic(name: str | os.PathLike[str], data: bytes | str) -> None:
   written = temporary(name)
   pathlib.Path(written).write_bytes(data)
   commit(written, name)
+
+
+@contextlib.contextmanager
+def open_atomic(name: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+  """Opens a file for writing that is too large for `write_atomic`.
+
+  It appears under its name when the block ends, unless by an error. The folder
+  is made when it is missing; a remote file is written here first.
+  """
+  with contextlib.ExitStack() as stack:
+    path(name).parent.mkdir(parents=True, exist_ok=True)
+    local = os.fspath(name)
+    if is_remote(name):
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+      local = os.path.join(folder, os.path.basename(local))
+    written = temporary(local)
+    try:
+      with open(written, "wb") as target:
+        yield target
+      commit(written, name)
+    finally:
+      pathlib.Path(written).unlink(missing_ok=True)
+
+
+def map_array(
+  name: str | os.PathLike[str],
+  start: int,
+  dtype: np.dtype,
+  shape: tuple[int, ...],
+) -> np.ndarray:
+  """A read-only array of a part of a file, from byte `start` on.
+
+  A local file is mapped as long as the array lives: only what is looked at is
+  read, and nothing else of the file takes memory. A remote part is read whole.
+
+  Raises:
+    ValueError: the file ends before the array does.
+  """
+  size = math.prod(shape) * dtype.itemsize
+  if not size:
+    return np.empty(shape, dtype)
+  if is_remote(name):
+    with path(name).open("rb") as source:
+      source.seek(start)
+      data, before = source.read(size), 0
+  else:
+    # A map begins at a page.
+    before = start % mmap.ALLOCATIONGRANULARITY
+    with open(name, "rb") as source:
+      length = max(0, os.fstat(source.fileno()).st_size - start)
+      data = b""
+      if length >= size:
+        data = mmap.mmap(
+          source.fileno(),
+          before + size,
+          access=mmap.ACCESS_READ,
+          offset=start - before,
+        )
+  if len(data) < before + size:
+    raise ValueError(f"{os.fspath(name)} is cut off; download it again")
+  return np.ndarray(shape, dtype, data, before)
 
 
 def to_json(value: Any) -> str:

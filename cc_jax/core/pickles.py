@@ -10,7 +10,9 @@ shape and strides, counted in elements.
 
 A pickle is a program that calls what it names. Of all names `NAMES` has the
 only ones that are answered, none by anything that acts on the world; another
-one ends the reading before it is imported.
+one ends the reading before it is imported. What training programs save beside
+the weights, from a number of NumPy to the class of a callback, is answered by
+nothing at all (`Nothing`).
 """
 
 import collections
@@ -26,7 +28,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from cc_jax.core import convert, files
+from cc_jax.core import files, safetensors_files
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
@@ -75,24 +77,57 @@ class Answer(NamedTuple):
     return self.function(*args)
 
 
-def open_tensors(
-  file: str | os.PathLike[str], *keys: str
-) -> dict[str, convert.Tensor]:
-  """The tensors of a file of `torch.save`, by name, without reading them.
+class Nothing(NamedTuple):
+  """What a pickle gets for a value that holds no weights."""
 
-  Args:
-    file: local or `gs://`.
-    *keys: the way to the weights, where they are one of several things in the
-      file: `"state_dict"`, or `"model", "ema"`.
+  def __setstate__(self, state: Any) -> None:
+    """Takes no state."""
 
-  Returns:
-    What `convert.import_weights` takes. `read()` gives a dense array of the
-    stored type, bfloat16 as that of ml_dtypes.
+
+class File(NamedTuple):
+  """A file of `torch.save`, of which only the pickle has been read.
+
+  Attributes:
+    name: of the file.
+    found: the object in it.
+    places: the first byte of each storage.
+  """
+
+  name: str
+  found: Any
+  places: dict[str, int]
+
+  def has(self, *keys: str) -> bool:
+    """Whether `keys` lead to tensors by name, and to nothing else."""
+    try:
+      return bool(_select(self.found, keys))
+    except ValueError:
+      return False
+
+  def tensors(self, *keys: str) -> dict[str, safetensors_files.Tensor]:
+    """The tensors by name; see `open_tensors`."""
+    try:
+      views = _select(self.found, keys)
+    except ValueError as error:
+      raise ValueError(f"{self.name}: {error}") from error
+    return {
+      name: safetensors_files.Tensor(
+        view.shape,
+        _numpy(view.dtype),
+        functools.partial(
+          _read_view, self.name, self.places[view.storage.key], view
+        ),
+      )
+      for name, view in views.items()
+    }
+
+
+def open_file(file: str | os.PathLike[str]) -> File:
+  """Reads the pickle of a file, local or `gs://`.
 
   Raises:
-    ValueError: not such a file; it names something else than tensors and
-      containers (nothing of it was run); there are no such keys; or there is
-      something else than tensors.
+    ValueError: not such a file, or it names something else than tensors,
+      containers and plain values; nothing of it was run.
   """
   file = os.fspath(file)
   if not files.path(file).is_file():
@@ -102,18 +137,27 @@ def open_tensors(
       read = _read_zip if zipfile.is_zipfile(source) else _read_legacy
       source.seek(0)
       found, places = read(source)
-      views = _select(found, keys)
     # Bytes that someone else wrote can fail in any way there is.
     except Exception as error:
       reason = str(error) or type(error).__name__
       raise ValueError(f"{file}: {reason}") from error
-  return {
-    name: convert.Tensor(
-      view.shape,
-      functools.partial(_read_view, file, places[view.storage.key], view),
-    )
-    for name, view in views.items()
-  }
+  return File(file, found, places)
+
+
+def open_tensors(
+  file: str | os.PathLike[str], *keys: str
+) -> dict[str, safetensors_files.Tensor]:
+  """The tensors at `keys` of `open_file(file)`, by name, without reading them.
+
+  Args:
+    file: local or `gs://`.
+    *keys: the way to the weights, where they are one of several things in the
+      file: `"state_dict"`, or `"model", "ema"`.
+
+  Raises:
+    ValueError: no such keys, or something else than tensors there.
+  """
+  return open_file(file).tensors(*keys)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -248,19 +292,16 @@ def _some(names: Any) -> str:
 
 
 def _read_view(file: str, place: int, view: View) -> np.ndarray:
-  """Reads the elements from the first to the last that a tensor shows."""
+  """Maps the elements from the first to the last that a tensor shows."""
   dtype = _numpy(view.dtype)
   start = view.storage.start * _numpy(view.storage.dtype).itemsize
-  size = _span(view.shape, view.strides) * dtype.itemsize
-  with files.path(file).open("rb") as source:
-    source.seek(place + start + view.offset * dtype.itemsize)
-    data = source.read(size)
-  if len(data) != size:
-    raise ValueError(f"{file} is cut off; download it again")
+  span = (_span(view.shape, view.strides),)
+  first = place + start + view.offset * dtype.itemsize
+  data = files.map_array(file, first, dtype, span)
   strides = [stride * dtype.itemsize for stride in view.strides]
-  # This constructor compares shape and strides with the buffer's size.
-  shown = np.ndarray(view.shape, dtype, data, strides=strides)
-  return np.array(shown, order="C")
+  # This constructor compares shape and strides with the buffer's size. Of no
+  # elements it would make an array of its own.
+  return np.ndarray(view.shape, dtype, data, strides=strides)
 
 
 def _numpy(name: str) -> np.dtype:
@@ -324,6 +365,26 @@ def _parameter(data: View, requires_grad: bool, hooks: Any) -> View:
   return data
 
 
+def _nothing(*args: Any) -> Nothing:
+  return Nothing()
+
+
+# In files that hold the state of a training besides the weights.
+LIGHTNING = "pytorch_lightning"
+PLAIN: dict[tuple[str, str], Any] = {
+  ("numpy", "dtype"): Answer(_nothing),
+  ("numpy.core.multiarray", "scalar"): Answer(_nothing),
+  ("numpy._core.multiarray", "scalar"): Answer(_nothing),
+  ("_codecs", "encode"): Answer(_nothing),
+  ("torch", "device"): Answer(_nothing),
+  ("torch", "Size"): Answer(_nothing),
+  ("argparse", "Namespace"): collections.OrderedDict,
+  (f"{LIGHTNING}.utilities.parsing", "AttributeDict"): collections.OrderedDict,
+  # A callback's class is a key of the dict that holds its state.
+  (f"{LIGHTNING}.callbacks.model_checkpoint", "ModelCheckpoint"): "callback",
+  (f"{LIGHTNING}.callbacks.early_stopping", "EarlyStopping"): "callback",
+}
+
 NAMES: dict[tuple[str, str], Any] = {
   ("collections", "OrderedDict"): collections.OrderedDict,
   ("torch._utils", "_rebuild_tensor"): Answer(_tensor),
@@ -334,4 +395,5 @@ NAMES: dict[tuple[str, str], Any] = {
   ("torch.storage", "UntypedStorage"): "uint8",
   **{("torch", name): dtype for name, dtype in STORAGES.items()},
   **{("torch", dtype): dtype for dtype in DTYPES},
+  **PLAIN,
 }

@@ -126,6 +126,35 @@ def with_layouts(shapes: Any, mesh: Mesh) -> Any:
   )
 
 
+def make_array(leaf: Any, mesh: Mesh) -> jax.Array:
+  """An array on the devices of a mesh, of which each process reads its own.
+
+  Args:
+    leaf: has the `path`, `shape` and `dtype`, and `read(index)` for a part, as
+      those of core/convert.py.
+    mesh: on which it is laid out by its path.
+  """
+  layout = NamedSharding(mesh, spec(leaf.path, leaf.shape, mesh))
+  found: dict[str, np.ndarray] = {}
+
+  def read(index: tuple[slice, ...]) -> np.ndarray:
+    # Devices along `data` hold the same part.
+    key = str(index)
+    if key not in found:
+      found[key] = leaf.read(index)
+    return found[key]
+
+  return jax.make_array_from_callback(
+    leaf.shape, layout, read, dtype=leaf.dtype
+  )
+
+
+def current_mesh() -> Mesh | None:
+  """The mesh that `jax.set_mesh` has set, if one is."""
+  mesh = jax.sharding.get_mesh()
+  return None if mesh.empty else mesh
+
+
 def batch_layout(mesh: Mesh) -> NamedSharding:
   """Examples split over all devices that hold different ones."""
   return NamedSharding(mesh, PartitionSpec(BATCH))

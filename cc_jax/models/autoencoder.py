@@ -16,13 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cc_jax.core import config_json, convert, sharding
-from cc_jax.models import layers
+from cc_jax.core import config_json
+from cc_jax.models import autoencoder_blocks, layers
 
-EPS = 1e-6
-
-# A stride-2 convolution that looks one pixel beyond the right and lower edge.
-ASYMMETRIC = ((0, 1), (0, 1))
+EPS = 1e-6  # of the group norms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,170 +51,12 @@ class Config:
   scaling_factor: float = 0.18215
 
   def __post_init__(self):
-    for width in self.channels:
-      if width % self.groups:
-        raise ValueError(
-          f"channels={self.channels}: {width} does not divide into "
-          f"groups={self.groups}"
-        )
+    autoencoder_blocks.check_groups(self.channels, self.groups)
 
   @property
   def factor(self) -> int:
     """Pixels a latent, along height and along width."""
     return 2 ** (len(self.channels) - 1)
-
-
-class Mid(nnx.Module):
-  """The lowest level: residual block, self-attention, residual block."""
-
-  def __init__(
-    self,
-    width: int,
-    *,
-    groups: int,
-    attention: bool,
-    dtype: layers.Dtype,
-    rngs: nnx.Rngs,
-  ):
-    kinds: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
-    norms = dict(groups=groups, eps=EPS)
-    self.resnets = nnx.List(
-      [layers.ResnetBlock(width, width, **norms, **kinds) for _ in range(2)]
-    )
-    self.attn_norm = (
-      layers.group_norm(width, **norms, **kinds) if attention else None
-    )
-    self.attn = layers.Attention(width, 1, **kinds) if attention else None
-
-  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    x = self.resnets[0](x)
-    if self.attn is not None:
-      B, H, W, C = x.shape
-      h = self.attn(self.attn_norm(x).reshape(B, H * W, C))
-      x = x + h.reshape(B, H, W, C)
-    return sharding.constrain(self.resnets[1](x))
-
-
-class Level(nnx.Module):
-  """Residual blocks at one resolution, then the step to the next one."""
-
-  def __init__(
-    self,
-    width: int,
-    out: int,
-    depth: int,
-    *,
-    groups: int,
-    down: bool = False,
-    up: bool = False,
-    dtype: layers.Dtype,
-    rngs: nnx.Rngs,
-  ):
-    kinds: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
-    self.resnets = nnx.List(
-      [
-        layers.ResnetBlock(
-          width if block == 0 else out, out, groups=groups, eps=EPS, **kinds
-        )
-        for block in range(depth)
-      ]
-    )
-    self.downsample = (
-      layers.Downsample(out, out, padding=ASYMMETRIC, **kinds) if down else None
-    )
-    self.upsample = layers.Upsample(out, out, **kinds) if up else None
-
-  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B I J O"]:
-    for resnet in self.resnets:
-      x = resnet(x)
-    for resample in (self.downsample, self.upsample):
-      if resample is not None:
-        x = resample(x)
-    return sharding.constrain(x)
-
-
-class Encoder(nnx.Module):
-  """Images to features, each level at half the resolution of the one before."""
-
-  def __init__(
-    self,
-    in_channels: int,
-    out_channels: int,
-    *,
-    channels: tuple[int, ...],
-    layers_per_block: int,
-    groups: int,
-    mid_attention: bool = True,
-    dtype: layers.Dtype,
-    rngs: nnx.Rngs,
-  ):
-    kinds: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
-    self.conv_in = layers.conv(in_channels, channels[0], **kinds)
-    self.down_blocks = nnx.List(
-      [
-        Level(
-          channels[max(level - 1, 0)],
-          out,
-          layers_per_block,
-          groups=groups,
-          down=level < len(channels) - 1,
-          **kinds,
-        )
-        for level, out in enumerate(channels)
-      ]
-    )
-    width = channels[-1]
-    self.mid_block = Mid(width, groups=groups, attention=mid_attention, **kinds)
-    self.norm_out = layers.group_norm(width, groups, EPS, **kinds)
-    self.conv_out = layers.conv(width, out_channels, **kinds)
-
-  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B I J Z"]:
-    x = self.conv_in(x)
-    for level in self.down_blocks:
-      x = level(x)
-    return self.conv_out(jax.nn.silu(self.norm_out(self.mid_block(x))))
-
-
-class Decoder(nnx.Module):
-  """Features to images: the encoder backwards, one residual block more."""
-
-  def __init__(
-    self,
-    in_channels: int,
-    out_channels: int,
-    *,
-    channels: tuple[int, ...],
-    layers_per_block: int,
-    groups: int,
-    mid_attention: bool = True,
-    dtype: layers.Dtype,
-    rngs: nnx.Rngs,
-  ):
-    kinds: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
-    width, upward = channels[-1], channels[::-1]
-    self.conv_in = layers.conv(in_channels, width, **kinds)
-    self.mid_block = Mid(width, groups=groups, attention=mid_attention, **kinds)
-    self.up_blocks = nnx.List(
-      [
-        Level(
-          upward[max(level - 1, 0)],
-          out,
-          layers_per_block + 1,
-          groups=groups,
-          up=level < len(channels) - 1,
-          **kinds,
-        )
-        for level, out in enumerate(upward)
-      ]
-    )
-    self.norm_out = layers.group_norm(channels[0], groups, EPS, **kinds)
-    self.conv_out = layers.conv(channels[0], out_channels, **kinds)
-
-  def __call__(self, z: Float[Array, "B H W Z"]) -> Float[Array, "B I J C"]:
-    x = self.mid_block(self.conv_in(z))
-    for level in self.up_blocks:
-      x = level(x)
-    return self.conv_out(jax.nn.silu(self.norm_out(x)))
 
 
 class AutoencoderKL(nnx.Module):
@@ -231,17 +70,23 @@ class AutoencoderKL(nnx.Module):
     rngs: nnx.Rngs,
   ):
     kinds: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
-    shape = dict(
+    shape: dict[str, Any] = dict(
       channels=config.channels,
+      attention=(False,) * len(config.channels),
       layers_per_block=config.layers_per_block,
       groups=config.groups,
+      eps=EPS,
       mid_attention=config.mid_attention,
     )
     z = config.latent_channels
-    self.encoder = Encoder(config.in_channels, 2 * z, **shape, **kinds)
+    self.encoder = autoencoder_blocks.Encoder(
+      config.in_channels, 2 * z, **shape, **kinds
+    )
     self.quant_conv = layers.conv(2 * z, 2 * z, 1, **kinds)
     self.post_quant_conv = layers.conv(z, z, 1, **kinds)
-    self.decoder = Decoder(z, config.out_channels, **shape, **kinds)
+    self.decoder = autoencoder_blocks.Decoder(
+      z, config.out_channels, **shape, **kinds
+    )
 
   def encode(
     self, x: Float[Array, "B H W C"]
@@ -277,18 +122,7 @@ SD = Config(
 # The same shape, trained anew for SDXL.
 SDXL = dataclasses.replace(SD, sample_size=1024, scaling_factor=0.13025)
 
-NAMES: convert.Names = (
-  ("attn_norm", "attentions.0.group_norm"),
-  ("attn", "attentions.0"),
-  ("q", "to_q"),
-  ("k", "to_k"),
-  ("v", "to_v"),
-  ("out", "to_out.0"),
-  ("shortcut", "conv_shortcut"),
-  ("downsample", "downsamplers.0"),
-  ("upsample", "upsamplers.0"),
-  ("norm_out", "conv_norm_out"),
-)
+NAMES = autoencoder_blocks.NAMES
 
 
 def _block_types(config: Config) -> dict[str, Any]:

@@ -9,8 +9,9 @@ state of the second. Files are those of transformers' CLIPTextModel and
 CLIPTextModelWithProjection.
 """
 
+from collections.abc import Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -22,6 +23,29 @@ from cc_jax.models import layers
 
 PLAIN = ("CLIPTextModel",)
 PROJECTED = ("CLIPTextModelWithProjection",)
+
+
+def check(
+  config: Any, tower: str, architectures: Sequence[tuple[str, ...]]
+) -> None:
+  """Refuses what no tower can be: of text, here, or of images.
+
+  Raises:
+    ValueError: its heads, activation or architectures cannot be.
+  """
+  if config.width % config.heads:
+    raise ValueError(
+      f"width={config.width} does not divide over {config.heads} heads"
+    )
+  if config.act not in layers.ACTIVATIONS:
+    choices = ", ".join(layers.ACTIVATIONS)
+    raise ValueError(f"unknown act {config.act!r}; expected one of {choices}")
+  if config.architectures not in architectures:
+    choices = " or ".join(str(list(names)) for names in architectures)
+    raise ValueError(
+      f"architectures={list(config.architectures)} is not {tower}; "
+      f"expected {choices}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +88,7 @@ class TextConfig:
   pad: int = 1
 
   def __post_init__(self):
-    if self.width % self.heads:
-      raise ValueError(
-        f"width={self.width} does not divide over {self.heads} heads"
-      )
-    if self.act not in layers.ACTIVATIONS:
-      choices = ", ".join(layers.ACTIVATIONS)
-      raise ValueError(f"unknown act {self.act!r}; expected one of {choices}")
-    if self.architectures not in (PLAIN, PROJECTED):
-      raise ValueError(
-        f"architectures={list(self.architectures)} is not a text tower; "
-        f"expected {list(PLAIN)} or {list(PROJECTED)}"
-      )
+    check(self, "a text tower", (PLAIN, PROJECTED))
 
   @property
   def projected(self) -> bool:
@@ -84,11 +97,11 @@ class TextConfig:
 
 
 class Block(nnx.Module):
-  """x + attn(norm1(x)), then x + mlp(norm2(x))."""
+  """x + attn(norm1(x)), then x + mlp(norm2(x)); of a tower of either kind."""
 
   def __init__(
     self,
-    config: TextConfig,
+    config: Any,
     *,
     causal: bool,
     dtype: layers.Dtype,
@@ -111,6 +124,22 @@ class Block(nnx.Module):
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     x = x + self.attn(self.norm1(x))
     return x + self.mlp(self.norm2(x))
+
+
+def last_states(
+  blocks: Block, x: Float[Array, "B T D"]
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+  """Runs stacked blocks: states after the last one, and after the one before.
+
+  Not `layers.scan`: the state before the last block is wanted too, and
+  carrying it costs less than slicing the stacked weights.
+  """
+
+  def step(states, block):
+    x, _ = states
+    return (sharding.constrain(block(x)), x), None
+
+  return jax.lax.scan(step, (x, x), blocks)[0]
 
 
 class Encoding(NamedTuple):
@@ -180,15 +209,8 @@ class Text(nnx.Module):
         f"{positions} positions; encode them with length={positions}"
       )
     x = self.token(tokens) + self.position(jnp.arange(T))  # [B T D]
-
-    # Not layers.scan: the state before the last block is wanted too, and
-    # carrying it costs less than slicing the stacked weights.
-    def step(states, block):
-      x, _ = states
-      return (sharding.constrain(block(x)), x), None
-
     with jax.named_scope("clip_text"):
-      (x, penultimate), _ = jax.lax.scan(step, (x, x), self.blocks)
+      x, penultimate = last_states(self.blocks, x)
     hidden = self.norm(x)
     # Where transformers takes the pooled state. argmax is the first maximum.
     ends = tokens if self.eos == 2 else tokens == self.eos
@@ -235,14 +257,7 @@ SDXL_G = TextConfig(
   eos=2,
 )
 
-# transformers 4 writes these names, 5 leaves "text_model." out for towers
-# without a projection; both read these.
-NAMES = (
-  ("token", "text_model.embeddings.token_embedding"),
-  ("position", "text_model.embeddings.position_embedding"),
-  ("blocks", "text_model.encoder.layers.{l}"),
-  ("norm", "text_model.final_layer_norm"),
-  ("projection", "text_projection"),
+BLOCK_NAMES = (
   ("attn", "self_attn"),
   ("q", "q_proj"),
   ("k", "k_proj"),
@@ -253,7 +268,19 @@ NAMES = (
   ("up", "fc1"),
   ("down", "fc2"),
 )
+# transformers 4 writes these names, 5 leaves "text_model." out for towers
+# without a projection; both read these.
+NAMES = (
+  ("token", "text_model.embeddings.token_embedding"),
+  ("position", "text_model.embeddings.position_embedding"),
+  ("blocks", "text_model.encoder.layers.{l}"),
+  ("norm", "text_model.final_layer_norm"),
+  ("projection", "text_projection"),
+  *BLOCK_NAMES,
+)
 
+# A dropout that nothing reads, and a matrix that is not there to be tied.
+IGNORED = (*config_json.GENERIC, "dropout", "tie_word_embeddings")
 CONFIG = config_json.ConfigTable(
   renamed={
     "vocabulary": "vocab_size",
@@ -270,13 +297,7 @@ CONFIG = config_json.ConfigTable(
     "pad": "pad_token_id",
   },
   fixed={"model_type": "clip_text_model", "attention_dropout": 0.0},
-  # How weights were made or stored, and a dropout that nothing reads.
-  ignored=(
-    "initializer_factor",
-    "initializer_range",
-    "torch_dtype",
-    "dtype",
-    "transformers_version",
-    "dropout",
-  ),
+  ignored=IGNORED,
 )
+# As a group of keys in the config.json of a model that has such a tower.
+PART = dataclasses.replace(CONFIG, given={"architectures": PLAIN})

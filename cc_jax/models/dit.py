@@ -11,7 +11,6 @@ weights: the frequencies of the timestep, and the epsilon of one norm. Both are
 fields of `Config`; the defaults are diffusers'.
 """
 
-from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -237,7 +236,7 @@ CONFIG = config_json.ConfigTable(
 )
 
 
-def original_config(tensors: Mapping[str, convert.Tensor]) -> Config:
+def original_config(tensors: convert.Tensors) -> Config:
   """The config of a file of the authors, by the shapes of its tensors."""
   classes = tensors["y_embedder.embedding_table.weight"].shape[0] - 1
   return Config(**patches.sizes(tensors), classes=classes, frequency_shift=0)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
@@ -193,6 +194,8 @@ def open(
   ids: Mapping[str, Mapping[str, int]],
   *,
   train_text: bool,
+  dtype: Any = jnp.float32,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, hub.Loaded]:
   """The networks of a model; the denoiser without its weights.
 
@@ -201,6 +204,8 @@ def open(
     names: a mapping of networks, as for `find`.
     ids: what `data.tokenize.ids` says of the tokenizer of each text tower.
     train_text: the towers are trained, so that names need no weights.
+    dtype: of the towers' weights.
+    mesh: on whose devices weights are made, see `hub.load`.
 
   Raises:
     ValueError: no such network, or no weights where they are needed.
@@ -215,14 +220,16 @@ def open(
         field.name for field in dataclasses.fields(kinds.find(kind).config)
       }
       defaults = {k: v for k, v in ids[name].items() if k in known}
-      found[name] = hub.open(names[name], kind, defaults)
+      found[name] = hub.open(
+        names[name], kind, defaults, dtype=dtype, mesh=mesh
+      )
       if found[name].params is None and not train_text:
         raise ValueError(
           f"model.{name}={names[name]!r} has no weights; name a row of "
           "models/published.py or a folder, or set latent_diffusion.train_text"
         )
     else:
-      found[name] = hub.load(names[name], kind)
+      found[name] = hub.load(names[name], kind, mesh=mesh)
   return found
 
 

@@ -2,46 +2,76 @@
 """Networks by name: where their weights are, and how to read and write them.
 
 A network is named by a preset ("SD2"), a row of models/published.py
-("sd2/vae"), a folder in the layout of diffusers and transformers, or a group of
-fields. Rows and folders bring their weights.
+("sd2/vae"), a folder in the layout of diffusers and transformers, a file of
+weights, or a group of fields. Rows, folders and files bring their weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
 import functools
 import hashlib
 import json
 import os
-from typing import Any
+import typing
+from typing import Any, NamedTuple
 
 from etils import epath
 import huggingface_hub
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from cc_jax.core import config_json, convert, pickles, tree
+from cc_jax.core import (
+  config_json,
+  convert,
+  files,
+  safetensors_files,
+  sharding,
+  tree,
+  weight_files,
+)
 from cc_jax.models import kinds, published
+
+# Of weights in files.
+DTYPES = ("float32", "bfloat16", "float16")
+
+# The ways to the weights in torch files whose names are those of NAMES.
+WAYS = ((), ("state_dict",), ("model",))
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A network's config and weights; no weights where a name brings none."""
+  """A network's config and weights; no weights where a name brings none.
+
+  Attributes:
+    config: of its kind.
+    params: nested dicts of arrays.
+    leaves: the same in the files that they come from.
+  """
 
   config: Any
   params: dict[str, Any] | None = None
+  leaves: tuple[convert.Leaf, ...] | None = None
 
   @functools.cached_property
   def hash(self) -> str:
-    """`weights_hash` of the weights."""
-    return weights_hash(self.params)
+    """`weights_hash` of the weights, as the files have them.
+
+    So it does not depend on the type or the devices they were loaded for.
+    """
+    if self.leaves is None:
+      return weights_hash(self.params)
+    whole = [leaf._replace(dtype=np.dtype("float32")) for leaf in self.leaves]
+    return _digest({leaf.path: leaf.read for leaf in whole})
 
 
 def config(name: Any, kind: str) -> Any:
   """The config of a network, by any of its names. Nothing is downloaded.
 
   Args:
-    name: a preset, a row of `published.TABLE`, a folder, or a mapping of
-      fields.
+    name: a preset, a row of `published.TABLE`, a folder or file of weights,
+      or a mapping of fields.
     kind: a key of `kinds.KINDS`.
 
   Raises:
@@ -53,59 +83,88 @@ def config(name: Any, kind: str) -> Any:
     return kinds.preset(kind, _entry(name, kind).preset)
   if name in kinds.presets(kind):
     return kinds.preset(kind, name)
-  if not os.path.isdir(name):
+  if not files.path(name).exists():
     rows = _rows(kind)
     row = f"a row of models/published.py ({', '.join(rows)}), " if rows else ""
     presets = ", ".join(kinds.presets(kind))
     raise ValueError(
       f"no {kind} {name!r}; expected a preset ({presets}), {row}or a folder"
     )
-  return _read_config(name, kind)
+  # Only where nothing says it outright are weights looked at.
+  plain = not weight_files.is_file(name) and _config_json(name).exists()
+  source = None if plain else _source(name, kind, None)
+  return _config_of(name, kind, source)
 
 
-def load(name: str, kind: str, *, expect: Any = None) -> Loaded:
-  """A network's config and its weights, in float32 numpy arrays.
+def load(
+  name: str,
+  kind: str,
+  *,
+  expect: Any = None,
+  variant: str | None = None,
+  dtype: Any = np.float32,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Loaded:
+  """A network's config and its weights.
 
   Args:
     name: a row of `published.TABLE`, which is downloaded unless it was
-      before, a folder with a config.json and safetensors files, or one with
-      `Kind.pickles`.
+      before; a folder with a config.json and weights, or with `Kind.pickles`;
+      or a file of weights, beside a config.json or of one of `Kind.formats`.
     kind: a key of `kinds.KINDS`.
     expect: the config that it must have, besides `Kind.free`; for a row its
       preset, when left out.
+    variant: of the files in a folder, such as "fp16"; None for the first of
+      `weight_files.VARIANTS` that is there.
+    dtype: of the arrays; what is stored otherwise is converted.
+    mesh: on whose devices the arrays are made, in the layouts of
+      core/sharding.py, each process reading what its devices hold; None for
+      arrays of NumPy.
 
   Raises:
     ValueError: no such name, no weights there, or those of another network.
   """
-  folder = name
+  place = name
   if isinstance(name, str) and name in published.TABLE:
     entry = _entry(name, kind)
     expect = kinds.preset(kind, entry.preset) if expect is None else expect
-    folder = _download(name, entry)
+    place = _download(name, entry, variant)
   elif not isinstance(name, str) or name in kinds.presets(kind):
     raise ValueError(
       f"{kind} {name!r} has no weights; name a row of models/published.py or a "
       "folder"
     )
-  elif not os.path.isdir(name):
+  elif not files.path(name).exists():
     config(name, kind)
-  found = _read_config(folder, kind)
+  source = _source(place, kind, variant)
+  found = _config_of(place, kind, source, expect)
   if expect is not None:
     _compare(found, expect, name, kind)
-  tensors = _tensors(folder, kind)
-  found = kinds.KINDS[kind].complete(found, tensors)
+  if source is None:
+    row = kinds.KINDS[kind]
+    torch = f", nor {' and '.join(row.pickles)}," if row.pickles else ""
+    single = next(weight_files.names(row.stem, variant)).single
+    raise ValueError(f"no {single}{torch} in {place}")
+  found = kinds.KINDS[kind].complete(found, source.tensors)
   _, shapes = kinds.structure(kind, found)
+  made = source.format
+  table = made.names if made else kinds.KINDS[kind].source.NAMES
+  put = convert.Leaf.read
+  if mesh is not None:
+    put = functools.partial(sharding.make_array, mesh=mesh)
   try:
-    params = convert.import_weights(
-      tensors, shapes, kinds.KINDS[kind].source.NAMES
-    )
+    leaves = convert.match(source.tensors, shapes, table, jnp.dtype(dtype))
+    params = convert.read(leaves, put)
   except ValueError as error:
-    raise ValueError(f"{folder}: {error}") from error
-  return Loaded(found, params)
+    raise ValueError(f"{place}: {error}") from error
+  return Loaded(found, params, tuple(leaves))
 
 
 def open(
-  name: Any, kind: str, defaults: Mapping[str, Any] | None = None
+  name: Any,
+  kind: str,
+  defaults: Mapping[str, Any] | None = None,
+  **options: Any,
 ) -> Loaded:
   """A network by any of its names, with weights where the name brings them.
 
@@ -113,24 +172,48 @@ def open(
     name: as of `config`.
     kind: a key of `kinds.KINDS`.
     defaults: for fields that a mapping of fields does not have.
+    **options: of `load`.
   """
   if not isinstance(name, str):
     return Loaded(config({**(defaults or {}), **name}, kind))
   return (
     Loaded(config(name, kind))
     if name in kinds.presets(kind)
-    else load(name, kind)
+    else load(name, kind, **options)
   )
 
 
-def save(folder: str, kind: str, config: Any, params: Any) -> None:
-  """Writes config.json and safetensors as diffusers and transformers do."""
-  source = kinds.find(kind).source
-  convert.save_folder(
+def save(
+  folder: str,
+  kind: str,
+  config: Any,
+  params: Any,
+  *,
+  dtype: Any = np.float32,
+  shard_bytes: int = weight_files.LARGE,
+) -> None:
+  """Writes config.json and safetensors as diffusers and transformers do.
+
+  Args:
+    folder: is made when it is missing.
+    kind: a key of `kinds.KINDS`.
+    config: of that kind.
+    params: its weights.
+    dtype: float32, bfloat16 or float16, of the weights in the files.
+    shard_bytes: the size of a file, above which there are several.
+
+  Raises:
+    ValueError: another type, or numbers that are too large for it.
+  """
+  source, dtype = kinds.find(kind).source, jnp.dtype(dtype)
+  if dtype.name not in DTYPES:
+    raise ValueError(f"dtype={dtype.name}; expected {', '.join(DTYPES)}")
+  weight_files.save_folder(
     folder,
-    convert.export_weights(params, source.NAMES),
+    convert.export_tensors(params, source.NAMES, dtype),
     config_json.export_config(config, source.CONFIG),
     stem=kinds.KINDS[kind].stem,
+    shard_bytes=shard_bytes,
   )
 
 
@@ -140,9 +223,15 @@ def weights_hash(params: Any) -> str:
   Over the paths, shapes and little-endian float32 values of our arrays, in
   the order of paths; so it is the same before export and after import.
   """
+  flat = tree.flatten(params)
+  return _digest({path: lambda leaf=flat[path]: leaf for path in flat})
+
+
+def _digest(read: Mapping[str, Callable[[], Any]]) -> str:
+  """Of arrays that are read one by one."""
   digest = hashlib.sha256()
-  for path, leaf in sorted(tree.flatten(params).items()):
-    array = np.ascontiguousarray(leaf, "<f4")
+  for path in sorted(read):
+    array = np.ascontiguousarray(read[path](), "<f4")
     digest.update(f"{path} {array.shape}\n".encode())
     digest.update(array.data)
   return f"sha256:{digest.hexdigest()}"
@@ -163,107 +252,142 @@ def _entry(name: str, kind: str) -> published.Entry:
   return entry
 
 
-def _from_fields(fields: Any, kind: str) -> Any:
-  """A config from a mapping, as groups of ml_collections are."""
-  names = [field.name for field in dataclasses.fields(kinds.find(kind).config)]
-  values = {
-    name: tuple(value) if isinstance(value, list) else value
-    for name, value in fields.items()
-  }
-  for name in values.keys() - set(names):
-    near = difflib.get_close_matches(name, names, 1) or names
+def _from_fields(fields: Any, kind: str, part: type | None = None) -> Any:
+  """A config, or one of its parts, from a mapping, as ml_collections has it."""
+  config = part or kinds.find(kind).config
+  names = typing.get_type_hints(config)
+  values = {}
+  for name, value in fields.items():
+    inner = names.get(name)
+    if dataclasses.is_dataclass(inner) and not isinstance(value, inner):
+      value = _from_fields(value, kind, inner)
+    values[name] = tuple(value) if isinstance(value, list) else value
+  for name in values.keys() - names.keys():
+    near = difflib.get_close_matches(name, names, 1) or list(names)
     raise ValueError(
       f"unknown field {name!r} of kind {kind}; did you mean {near[0]!r}?"
     )
-  return kinds.KINDS[kind].config(**values)
+  return config(**values)
 
 
-def _read_config(folder: str, kind: str) -> Any:
-  path = epath.Path(folder) / "config.json"
-  if not path.exists():
-    if _pickles(folder, kind):
-      return kinds.KINDS[kind].config()
-    raise ValueError(
-      f"no config.json in {folder}; expected the folder of one network, as "
-      "unet/ of a pipeline"
-    )
-  row = kinds.find(kind)
-  try:
-    theirs = json.loads(path.read_text())
-    return config_json.import_config(theirs, row.config, row.source.CONFIG)
-  except ValueError as error:
-    raise ValueError(f"{path} as {kind}: {error}") from error
+def _config_of(
+  place: str, kind: str, source: "Source | None", expect: Any = None
+) -> Any:
+  """The config of a folder or a file.
+
+  That of the format, where a file is named or no config.json is there.
+  """
+  row, alone = kinds.find(kind), weight_files.is_file(place)
+  path = _config_json(place)
+  if source is not None and source.format and (alone or not path.exists()):
+    made = source.format.config
+    made = made(source.tensors) if callable(made) else made
+    if made is not None:
+      return made
+  if path.exists():
+    try:
+      theirs = json.loads(path.read_text())
+      return config_json.import_config(theirs, row.config, row.source.CONFIG)
+    except ValueError as error:
+      raise ValueError(f"{path} as {kind}: {error}") from error
+  if not alone and _pickles(place, kind):
+    return row.config()
+  if alone and expect is not None:
+    return expect
+  raise ValueError(
+    f"no config.json in {path.parent}; expected the folder of one network, as "
+    "unet/ of a pipeline"
+  )
+
+
+def _config_json(place: str) -> epath.Path:
+  folder = os.path.dirname(place) if weight_files.is_file(place) else place
+  return files.path(os.path.join(folder, "config.json"))
+
+
+def fields(config: Any, prefix: str = "") -> dict[str, Any]:
+  """The fields of a config and of its parts, as "text.width"."""
+  result = {}
+  for field in dataclasses.fields(config):
+    value, name = getattr(config, field.name), prefix + field.name
+    parts = dataclasses.is_dataclass(value)
+    result |= fields(value, f"{name}.") if parts else {name: value}
+  return result
 
 
 def _compare(found: Any, expect: Any, name: str, kind: str) -> None:
+  ours, theirs = fields(expect), fields(found)
   differ = [
-    f"{field.name}={getattr(found, field.name)!r} (expected "
-    f"{getattr(expect, field.name)!r})"
-    for field in dataclasses.fields(expect)
-    if field.name not in kinds.KINDS[kind].free
-    and getattr(found, field.name) != getattr(expect, field.name)
+    f"{field}={theirs[field]!r} (expected {value!r})"
+    for field, value in ours.items()
+    if field not in kinds.KINDS[kind].free and theirs[field] != value
   ]
   if differ:
     raise ValueError(f"{name} is another {kind}: {', '.join(differ)}")
 
 
-def _tensors(folder: str, kind: str) -> dict[str, convert.Tensor]:
-  """Of safetensors files, or of the torch files that were published."""
-  files = _pickles(folder, kind)
-  if files:
-    opened = [pickles.open_tensors(file) for file in files]
+class Source(NamedTuple):
+  """Weights that were found: by name, and of which format (None: NAMES)."""
+
+  tensors: Mapping[str, safetensors_files.Tensor]
+  format: convert.Format | None
+
+
+def _source(place: str, kind: str, variant: str | None) -> Source | None:
+  """The weights in a folder or a file, not read; None where none are."""
+  row = kinds.find(kind)
+  if weight_files.is_file(place):
+    opened = weight_files.open_files(place)
+  elif torch := _pickles(place, kind):
+    opened = weight_files.open_files(*torch)
   else:
-    opened = [convert.open_tensors(folder, _stem(folder, kind))]
-  return {
-    name: tensor
-    for tensors in opened
-    for name, tensor in tensors.items()
-    if not name.startswith(kinds.KINDS[kind].unused)
-  }
+    opened = weight_files.open_folder(place, row.stem, variant)
+  if opened is None:
+    return None
+  for format in row.formats:
+    keys = next((keys for keys in format.ways() if opened.has(*keys)), None)
+    tensors = {} if keys is None else opened.tensors(*keys)
+    if format.marker in tensors:
+      return Source(_without(tensors, format.unused), format)
+  keys = next((keys for keys in WAYS if opened.has(*keys)), ())
+  return Source(_without(opened.tensors(*keys), row.unused), None)
+
+
+def _without(
+  tensors: Mapping[str, safetensors_files.Tensor], unused: tuple[str, ...]
+) -> dict[str, safetensors_files.Tensor]:
+  """Of which no name begins in one of these ways."""
+  return {n: tensors[n] for n in tensors if not n.startswith(unused)}
 
 
 def _pickles(folder: str, kind: str) -> list[str]:
   """The torch files of a folder, where all of a kind's are there."""
-  files = [epath.Path(folder) / name for name in kinds.find(kind).pickles]
-  return list(map(str, files)) if all(file.exists() for file in files) else []
+  found = [os.path.join(folder, name) for name in kinds.find(kind).pickles]
+  return found if all(files.path(name).exists() for name in found) else []
 
 
-def _stems(kind: str) -> tuple[str, ...]:
-  """File names of weights, up to the suffix, the preferred first."""
-  stem = kinds.KINDS[kind].stem
-  return stem, f"{stem}-*-of-*", f"{stem}.fp16"
-
-
-def _stem(folder: str, kind: str) -> str:
-  """Which weights to read where a folder holds several variants."""
-  for stem in _stems(kind):
-    if any(epath.Path(folder).glob(f"{stem}.safetensors")):
-      return stem
-  torch = " and ".join(kinds.KINDS[kind].pickles)
-  choice = f", nor {torch}," if torch else ""
-  raise ValueError(f"no {_stems(kind)[0]}.safetensors{choice} in {folder}")
-
-
-def _download(name: str, entry: published.Entry) -> str:
-  """The local folder of a row, fetched unless it is in the cache.
+def _download(name: str, entry: published.Entry, variant: str | None) -> str:
+  """The local folder, or file, of a row, fetched unless it is in the cache.
 
   Raises:
     ValueError: it cannot be fetched.
   """
-  reason = "no weights in it"
-  for stem in _stems(entry.kind):
-    wanted = ("config.json", f"{stem}.safetensors")
+  stem, reason = kinds.KINDS[entry.kind].stem, "no weights in it"
+  choices = [("config.json", *n) for n in weight_files.names(stem, variant)]
+  alone = entry.subfolder.endswith(weight_files.SUFFIXES)
+  for wanted in [("",)] if alone else choices:
+    # Without the slash that joining nothing would add.
+    patterns = [os.path.join(entry.subfolder, w).rstrip("/") for w in wanted]
     try:
       folder = huggingface_hub.snapshot_download(
-        entry.repository,
-        allow_patterns=[os.path.join(entry.subfolder, w) for w in wanted],
+        entry.repository, allow_patterns=patterns
       )
     except (OSError, ValueError) as error:
       reason = str(error).strip().partition("\n")[0]
       break
-    folder = os.path.join(folder, entry.subfolder)
-    if all(any(epath.Path(folder).glob(pattern)) for pattern in wanted):
-      return folder
+    found = [p for p in patterns if any(epath.Path(folder).glob(p))]
+    if alone or set(found) - {patterns[0]}:
+      return os.path.join(folder, entry.subfolder)
   raise ValueError(
     f"cannot fetch {name} ({entry.repository}/{entry.subfolder}): {reason} "
     "Copy that folder here and name the copy, or allow the network."

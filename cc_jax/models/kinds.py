@@ -5,7 +5,7 @@ A new model is a row of `KINDS` here and, where weights are published, its rows
 in models/published.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import inspect
 import os
 import types
@@ -19,12 +19,16 @@ from cc_jax.core import convert, tree
 from cc_jax.models import (
   autoencoder,
   clip,
+  clip_dual,
+  clip_vision,
   dit,
+  inception,
   layers,
   lpips,
   pixart,
   t5,
   unet,
+  vqgan,
 )
 
 
@@ -37,10 +41,11 @@ class Kind(NamedTuple):
     source: the python module that has its presets, NAMES and CONFIG.
     stem: of its weights' file name.
     free: config fields that may differ from a preset: they change neither the
-      weights' shapes nor what the network computes from its inputs.
+      weights' shapes nor what the network computes from its inputs. A field of
+      a part is "part.field".
     pickles: torch files that together are the published weights; a folder of
       them needs no config.json, and is then of the default config.
-    unused: how names in them begin that are of no use to the network.
+    unused: how names in files begin that are of no use to the network.
     formats: in which others published weights of this kind, besides the one of
       the source's NAMES.
     complete: from a config and the tensors beside it, the config with what a
@@ -55,8 +60,8 @@ class Kind(NamedTuple):
   pickles: tuple[str, ...] = ()
   unused: tuple[str, ...] = ()
   formats: tuple[convert.Format, ...] = ()
-  complete: Callable[[Any, Mapping[str, convert.Tensor]], Any] = (
-    lambda config, tensors: config
+  complete: Callable[[Any, convert.Tensors], Any] = lambda config, tensors: (
+    config
   )
 
 
@@ -74,12 +79,42 @@ KINDS = {
     DIFFUSERS,
     ("sample_size", "scaling_factor"),
   ),
+  "vqgan": Kind(
+    vqgan.VQGAN,
+    vqgan.Config,
+    vqgan,
+    DIFFUSERS,
+    ("sample_size",),
+    formats=(vqgan.TAMING_FORMAT, vqgan.HFAILAB_FORMAT),
+  ),
   "clip_text": Kind(
     clip.Text,
     clip.TextConfig,
     clip,
     TRANSFORMERS,
     ("bos", "eos", "pad", "projection"),
+  ),
+  "clip_vision": Kind(
+    clip_vision.Vision,
+    clip_vision.VisionConfig,
+    clip_vision,
+    TRANSFORMERS,
+    (),
+  ),
+  "clip": Kind(
+    clip_dual.CLIP,
+    clip_dual.Config,
+    clip_dual,
+    TRANSFORMERS,
+    (
+      "logit_scale",
+      "text.bos",
+      "text.eos",
+      "text.pad",
+      "text.projection",
+      "vision.projection",
+    ),
+    formats=(clip_dual.OPENAI,),
   ),
   "lpips": Kind(
     lpips.LPIPS,
@@ -89,6 +124,14 @@ KINDS = {
     (),
     lpips.PICKLES,
     lpips.UNUSED,
+  ),
+  "inception": Kind(
+    inception.InceptionV3,
+    inception.Config,
+    inception,
+    TRANSFORMERS,
+    (),
+    inception.PICKLES,
   ),
   "t5": Kind(
     t5.Encoder, t5.Config, t5, TRANSFORMERS, (), t5.PICKLES, t5.UNUSED

@@ -102,6 +102,7 @@ def conv(
   *,
   stride: int = 1,
   padding: Any = None,
+  bias: bool = True,
   init: Callable = INIT,
   dtype: Dtype,
   rngs: nnx.Rngs,
@@ -114,6 +115,7 @@ def conv(
     (size, size),
     strides=stride,
     padding=((half, half), (half, half)) if padding is None else padding,
+    use_bias=bias,
     kernel_init=init,
     dtype=dtype,
     rngs=rngs,
@@ -192,14 +194,13 @@ class Attention(nnx.Module):
   ):
     inner = heads * (head_width or width // heads)
     source = source_width or width
-    kinds: dict[str, Any] = dict(bias=bias, dtype=dtype, rngs=rngs)
+    kinds: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+    source_init = source_init or init
     self.heads, self.causal, self.scale = heads, causal, scale
-    self.q = linear(width, inner, init=init, **kinds)
-    self.k = linear(source, inner, init=source_init or init, **kinds)
-    self.v = linear(source, inner, init=source_init or init, **kinds)
-    self.out = linear(
-      inner, width, bias=out_bias, init=out_init, dtype=dtype, rngs=rngs
-    )
+    self.q = linear(width, inner, bias=bias, init=init, **kinds)
+    self.k = linear(source, inner, bias=bias, init=source_init, **kinds)
+    self.v = linear(source, inner, bias=bias, init=source_init, **kinds)
+    self.out = linear(inner, width, bias=out_bias, init=out_init, **kinds)
 
   def __call__(
     self,
@@ -284,85 +285,6 @@ class TimeMLP(nnx.Module):
 
   def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B F"]:
     return self.down(jax.nn.silu(self.up(x)))
-
-
-class ResnetBlock(nnx.Module):
-  """x + conv(act(norm(conv(act(norm(x))) + time))), SiLU throughout.
-
-  The residual block of arXiv 2006.11239, appendix B, with group norms.
-  """
-
-  def __init__(
-    self,
-    channels: int,
-    out: int,
-    *,
-    time_width: int | None = None,
-    groups: int = 32,
-    eps: float = 1e-5,
-    out_init: Callable = INIT,
-    dtype: Dtype,
-    rngs: nnx.Rngs,
-  ):
-    kinds = dict(dtype=dtype, rngs=rngs)
-    self.norm1 = group_norm(channels, groups, eps, **kinds)
-    self.conv1 = conv(channels, out, **kinds)
-    self.time = linear(time_width, out, **kinds) if time_width else None
-    self.norm2 = group_norm(out, groups, eps, **kinds)
-    self.conv2 = conv(out, out, init=out_init, **kinds)
-    self.shortcut = conv(channels, out, 1, **kinds) if channels != out else None
-
-  def __call__(
-    self,
-    x: Float[Array, "B H W C"],
-    time: Float[Array, "B F"] | None = None,
-  ) -> Float[Array, "B H W O"]:
-    h = self.conv1(jax.nn.silu(self.norm1(x)))
-    if self.time is not None:
-      h = h + self.time(jax.nn.silu(time))[:, None, None, :]
-    h = self.conv2(jax.nn.silu(self.norm2(h)))
-    return h + (x if self.shortcut is None else self.shortcut(x))
-
-
-class Downsample(nnx.Module):
-  """[B H W C] -> [B H/2 W/2 C] by a convolution with stride 2."""
-
-  def __init__(
-    self,
-    channels: int,
-    out: int,
-    *,
-    padding: Any = None,
-    dtype: Dtype,
-    rngs: nnx.Rngs,
-  ):
-    self.conv = conv(
-      channels, out, stride=2, padding=padding, dtype=dtype, rngs=rngs
-    )
-
-  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B I J O"]:
-    return self.conv(x)
-
-
-class Upsample(nnx.Module):
-  """[B H W C] -> [B 2H 2W C]: nearest neighbour, then a convolution."""
-
-  def __init__(self, channels: int, out: int, *, dtype: Dtype, rngs: nnx.Rngs):
-    self.conv = conv(channels, out, dtype=dtype, rngs=rngs)
-
-  def __call__(
-    self,
-    x: Float[Array, "B H W C"],
-    size: tuple[int, int] | None = None,
-  ) -> Float[Array, "B I J O"]:
-    """`size` [H W] serves maps that were odd before they were halved."""
-    B, H, W, C = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
-    x = x.reshape(B, 2 * H, 2 * W, C)
-    if size is not None and size != (2 * H, 2 * W):
-      # Nearest neighbour to an odd size drops the last row or column.
-      x = x[:, : size[0], : size[1]]
-    return self.conv(x)
 
 
 REMAT = {

@@ -6,7 +6,6 @@ cut into tokens, fixed sinusoids for where each stands, norms whose shift and
 scale come from a condition; and what their files have in common.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
@@ -207,7 +206,7 @@ LEGACY = {
 IGNORED = ("upcast_attention", "norm_num_groups")
 
 
-def sizes(tensors: Mapping[str, convert.Tensor]) -> dict[str, int]:
+def sizes(tensors: convert.Tensors) -> dict[str, int]:
   """Fields of a config that the authors' tensors tell, of DiT or PixArt.
 
   Raises:

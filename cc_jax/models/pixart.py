@@ -9,7 +9,6 @@ trains it on Creative-Commons images. Files are those of diffusers'
 PixArtTransformer2DModel, and the authors' .pth.
 """
 
-from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -351,7 +350,7 @@ CONFIG = config_json.ConfigTable(
 )
 
 
-def complete(config: Config, tensors: Mapping[str, convert.Tensor]) -> Config:
+def complete(config: Config, tensors: convert.Tensors) -> Config:
   """A config with what its config.json leaves out: the null caption.
 
   Published files have it, those that diffusers writes do not.
@@ -361,7 +360,7 @@ def complete(config: Config, tensors: Mapping[str, convert.Tensor]) -> Config:
   return dataclasses.replace(config, null_tokens=tokens)
 
 
-def original_config(tensors: Mapping[str, convert.Tensor]) -> Config:
+def original_config(tensors: convert.Tensors) -> Config:
   """The config of a file of the authors, by the shapes of its tensors."""
   return Config(
     **patches.sizes(tensors),

@@ -5,7 +5,14 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-  """Published weights: a folder of a repository on the Hugging Face hub."""
+  """Published weights: a repository on the Hugging Face hub.
+
+  Attributes:
+    kind: a key of `kinds.KINDS`.
+    preset: of that kind; the name of a constant beside the model.
+    repository: on the hub.
+    subfolder: of it, or the file there that has the weights.
+  """
 
   kind: str
   preset: str
@@ -60,12 +67,25 @@ MODELS = {
   },
 }
 
-TABLE: dict[str, Entry] = {
+# Models that are one network.
+NETWORKS = {
   # Google's own repository has the whole model in one torch file.
   "t5-xxl": Entry(
     "t5", "XXL", "PixArt-alpha/PixArt-XL-2-1024-MS", "text_encoder"
   ),
-} | {
+  "sd-vae-ft-ema": Entry("autoencoder", "SD", "stabilityai/sd-vae-ft-ema"),
+  "clip-vit-b32": Entry("clip", "VIT_B32", "openai/clip-vit-base-patch32"),
+  "clip-vit-b16": Entry("clip", "VIT_B16", "openai/clip-vit-base-patch16"),
+  "clip-vit-l14": Entry("clip", "VIT_L14", "openai/clip-vit-large-patch14"),
+  "clip-vit-l14-336": Entry(
+    "clip", "VIT_L14_336", "openai/clip-vit-large-patch14-336"
+  ),
+  "clip-vit-h14": Entry(
+    "clip", "VIT_H14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+  ),
+}
+
+TABLE: dict[str, Entry] = NETWORKS | {
   f"{model}/{part}": entry
   for model, parts in MODELS.items()
   for part, entry in parts.items()

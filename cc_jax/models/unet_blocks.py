@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cc_jax.core import sharding
-from cc_jax.models import layers
+from cc_jax.models import layers, residual
 
 
 class TransformerBlock(nnx.Module):
@@ -143,7 +143,7 @@ class Level(nnx.Module):
     kinds: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     self.remat = remat
     self.resnets = nnx.List(
-      layers.ResnetBlock(
+      residual.ResnetBlock(
         read,
         width,
         time_width=time_width,
@@ -167,9 +167,11 @@ class Level(nnx.Module):
       for _ in range(attentions)
     )
     self.downsample = (
-      layers.Downsample(width, width, **kinds) if downsample else None
+      residual.Downsample(width, width, **kinds) if downsample else None
     )
-    self.upsample = layers.Upsample(width, width, **kinds) if upsample else None
+    self.upsample = (
+      residual.Upsample(width, width, **kinds) if upsample else None
+    )
 
   def down(
     self,

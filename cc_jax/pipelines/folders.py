@@ -24,8 +24,6 @@ from cc_jax.pipelines import text_to_image
 # The first release whose pipelines read all that is written.
 DIFFUSERS = "0.42.1"
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 class Layout(NamedTuple):
   """What model_index.json says of a family.
@@ -96,7 +94,7 @@ def write(
     model: what to write.
     sampler: that the pipeline is to have.
     size: pixels a side that it is to make when it is not told.
-    dtype: of the weights, one of `DTYPES`.
+    dtype: of the weights, one of `hub.DTYPES`.
     readme: the model card.
 
   Returns:
@@ -116,7 +114,7 @@ def write(
     if name in sizes and "sample_size" in kinds.KINDS[kind].free:
       config = dataclasses.replace(config, sample_size=sizes[name])
     inside = f"{folder}/{families.FOLDERS[name]}"
-    save(inside, kind, config, model.params[name], dtype)
+    hub.save(inside, kind, config, model.params[name], dtype=dtype)
   for name, tokenizer in model.tokenizers.items():
     tokenize.save(tokenizer, f"{folder}/{tokenizer_folder(name)}", model.length)
   files.write_json(
@@ -170,13 +168,9 @@ def tokenizer_folder(name: str) -> str:
   return name.replace("text", "tokenizer")
 
 
-def save(folder: str, kind: str, config: Any, params: Any, dtype: str) -> None:
-  """Writes one network, its weights in one of `DTYPES`."""
-  check_dtype(dtype)
-  hub.save(folder, kind, config, tree.cast(params, dtype))
-
-
 def check_dtype(dtype: str) -> None:
   """Refuses a type in which weights are not written."""
-  if dtype not in DTYPES:
-    raise ValueError(f"export.dtype={dtype!r}; expected {', '.join(DTYPES)}")
+  if dtype not in hub.DTYPES:
+    raise ValueError(
+      f"export.dtype={dtype!r}; expected {', '.join(hub.DTYPES)}"
+    )

@@ -69,6 +69,9 @@ def make(
 ) -> Model:
   """The model of a config.
 
+  Weights of its files are on the devices of the mesh that is set, else in
+  arrays of NumPy.
+
   Args:
     config: of the run that trained it.
     params: its weights: those of a train state; None reads the checkpoint that
@@ -91,6 +94,7 @@ def make(
     names,
     {name: tokenize.ids(one) for name, one in tokenizers.items()},
     train_text=trains_text,
+    mesh=sharding.current_mesh(),
   )
   row = families.FAMILIES[family]
   made = {

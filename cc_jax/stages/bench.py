@@ -1,13 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cc-jax bench: speed of the loader and of the train step on this machine."""
+"""cc-jax bench: speed of the loader, the train step and the networks here."""
 
-from typing import Any
+from collections.abc import Callable
+import statistics
+import time
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
-from cc_jax.core import files, hardware, log, sharding, versions
+from cc_jax.core import (
+  files,
+  flops,
+  hardware,
+  log,
+  profile,
+  sharding,
+  tree,
+  versions,
+)
 from cc_jax.data import loader
+from cc_jax.models import hub, kinds
+from cc_jax.pipelines import reference
 from cc_jax.tasks import step as steps
 from cc_jax.tasks import task as tasks
 
@@ -17,7 +33,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
   Raises:
     ValueError: the train step is to be measured, and its data, task or batch
-      does not fit.
+      does not fit; or a comparison, and what to compare with is not there.
   """
   options = config.bench
   found: dict[str, Any] = {"device": jax.devices()[0].device_kind}
@@ -26,13 +42,17 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     found |= measure_loader(options.loader_seconds)
   if options.steps:
     found |= measure_step(config)
+  if options.networks:
+    found |= measure_networks(config)
   versions.record(workdir, "bench", config)
   if log.is_first():
     files.write_json(options.result, found)
   for name, value in found.items():
     if isinstance(value, float):
       value = f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
-    log.announce("bench", f"{name} = {value}")
+    lines = value if isinstance(value, list) else [value]
+    for line in lines:
+      log.announce("bench", f"{name} = {line}")
   log.announce("bench", f"{len(found)} figures -> {options.result}")
   return found
 
@@ -84,15 +104,178 @@ def measure_step(config: ml_collections.ConfigDict) -> dict[str, float]:
         state, _ = compiled(state, loss, batch)
       jax.block_until_ready(state)
   # The compiler counts one device's share.
-  flops = (compiled.cost_analysis() or {}).get("flops", 0.0) * mesh.size
+  operations = (compiled.cost_analysis() or {}).get("flops", 0.0) * mesh.size
   seconds = running()
   found = {"compile_seconds": compiling()}
   found |= log.throughput(
-    seconds, config.bench.steps, options.batch_size, flops
+    seconds, config.bench.steps, options.batch_size, operations
   )
-  found["tflop_per_step"] = flops / 1e12
+  found["tflop_per_step"] = operations / 1e12
   images = options.batch_size * config.bench.steps
   dollars = hardware.cost(seconds)
   if dollars is not None:
     found["dollars_per_million_images"] = dollars / images * 1e6
   return found
+
+
+class Work(NamedTuple):
+  """A network and what it is given in a measurement.
+
+  Attributes:
+    kind: a key of `kinds.KINDS`.
+    inputs: by name, in the order that `run` takes them.
+    run: `run(model, *inputs)`, what is measured.
+    parts: first names of the paths of weights that `run` uses; none is all.
+  """
+
+  kind: str
+  inputs: dict[str, np.ndarray]
+  run: Callable[..., jax.Array]
+  parts: tuple[str, ...] = ()
+
+
+def works(config: ml_collections.ConfigDict) -> dict[str, Work]:
+  """The networks that can be measured, with random inputs."""
+  options, rng = config.bench, np.random.default_rng(config.seed)
+  normal = lambda *shape: rng.standard_normal(
+    (options.batch_size, *shape), "f4"
+  )
+  unet = hub.config(config.model.unet, "unet")
+  vae = hub.config(config.model.vae, "autoencoder")
+  text = hub.config(config.model.text, "clip_text")
+  side, channels = options.size // vae.factor, unet.in_channels
+  tokens = (options.batch_size, text.positions)
+  return {
+    "unet": Work(
+      "unet",
+      {
+        "xt": normal(side, side, channels),
+        "t": rng.integers(0, 1000, options.batch_size, np.int32),
+        "context": normal(text.positions, unet.source_width),
+      },
+      lambda model, *inputs: model(*inputs),
+    ),
+    "vae": Work(
+      "autoencoder",
+      {"x": normal(options.size, options.size, 3)},
+      lambda model, x: model.encode(x)[0],
+      ("encoder", "quant_conv"),
+    ),
+    "text": Work(
+      "clip_text",
+      {"tokens": rng.integers(0, text.vocabulary, tokens, np.int32)},
+      lambda model, tokens: model(tokens).hidden,
+    ),
+  }
+
+
+def measure_networks(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Forward and backward of networks, beside torch's on the same weights.
+
+  Weights and inputs are random, in float32. Ours and theirs run in turn, in
+  this process, on the same cores; figures are medians. Where ours is slower,
+  the operations that take longest are named.
+
+  Raises:
+    ValueError: a network that cannot be measured, or torch is not installed.
+  """
+  options, available = config.bench, works(config)
+  if options.compare not in ("", "torch"):
+    raise ValueError(f"bench.compare={options.compare!r}; expected '' or torch")
+  found: dict[str, Any] = measure_matmul(options)
+  for name in options.networks:
+    if name not in available:
+      raise ValueError(
+        f"bench.networks has {name!r}; expected {', '.join(available)}"
+      )
+    found |= measure_network(config, name, available[name])
+  return found
+
+
+def measure_network(
+  config: ml_collections.ConfigDict, name: str, work: Work
+) -> dict[str, Any]:
+  """Seconds of the two passes of one network, ours and, if asked, torch's."""
+  options = config.bench
+  made = hub.config(config.model[name], work.kind)
+  structure, shapes = kinds.structure(work.kind, made)
+  rng = np.random.default_rng(config.seed)
+  # Small weights, or values would overflow in networks as deep as these.
+  params = jax.tree.map(
+    lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32), shapes
+  )
+  theirs = None
+  if options.compare:
+    theirs = reference.open(work.kind, made, params, work.inputs)
+  log.announce(
+    "bench", f"{name}: {tree.count(shapes):,} weights, {options.compare}"
+  )
+  params = jax.device_put(params)
+  used = {key: params[key] for key in work.parts or params}
+
+  def forward(used, *inputs):
+    return work.run(tree.merge(structure, {**params, **used}), *inputs)
+
+  def backward(used, *inputs):
+    return jax.grad(lambda used: jnp.mean(forward(used, *inputs) ** 2))(used)
+
+  inputs = list(work.inputs.values())
+  found: dict[str, Any] = {}
+  for label, ours in (("forward", forward), ("backward", backward)):
+    other = theirs and getattr(theirs, label)
+    figures = measure_pass(ours, (used, *inputs), other, options.repeats)
+    found |= {f"{name}_{label}_{key}": one for key, one in figures.items()}
+  return found
+
+
+def measure_pass(
+  ours: Callable[..., Any],
+  args: tuple[Any, ...],
+  theirs: Callable[[], Any] | None,
+  repeats: int,
+) -> dict[str, Any]:
+  """Median seconds of a function of ours on its arguments, and of theirs."""
+  compiled = jax.jit(ours).lower(*args).compile()
+  run = lambda: jax.block_until_ready(compiled(*args))
+  runs = {"seconds": run} | ({"torch_seconds": theirs} if theirs else {})
+  found: dict[str, Any] = in_turn(runs, repeats)
+  found["gflop"] = flops.count(ours, *args) / 1e9
+  found["gflop_per_second"] = found["gflop"] / found["seconds"]
+  if theirs:
+    found["speedup"] = found["torch_seconds"] / found["seconds"]
+    if found["speedup"] < 1:
+      slowest = profile.slowest(run, compiled.as_text())
+      found["slowest"] = [f"{s:.3f} s {what}" for what, s in slowest]
+  return found
+
+
+def in_turn(
+  runs: dict[str, Callable[[], Any]], repeats: int
+) -> dict[str, float]:
+  """Median seconds of each of several functions, called in turn."""
+  seconds: dict[str, list[float]] = {name: [] for name in runs}
+  for repeat in range(repeats + 1):
+    for name, run in runs.items():
+      started = time.perf_counter()
+      run()
+      # The first call of each is to warm up.
+      if repeat:
+        seconds[name].append(time.perf_counter() - started)
+  return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure_matmul(options: ml_collections.ConfigDict) -> dict[str, float]:
+  """GFLOP/s of a float32 product of two matrices, the bound of all networks."""
+  side = 2048
+  a = np.random.default_rng(0).standard_normal((side, side), np.float32)
+  ours = jnp.asarray(a)
+  product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+  runs = {"": lambda: jax.block_until_ready(product(ours))}
+  if options.compare:
+    theirs = reference.library("torch").from_numpy(a)
+    runs["torch_"] = lambda: theirs @ theirs
+  seconds = in_turn(runs, options.repeats)
+  return {
+    f"matmul_{who}gflop_per_second": 2 * side**3 / value / 1e9
+    for who, value in seconds.items()
+  }

@@ -4,7 +4,7 @@
 import jax
 import ml_collections
 
-from cc_jax.core import log, versions
+from cc_jax.core import log, sharding, versions
 from cc_jax.data import passes, shards, tokenize
 from cc_jax.models import hub
 from cc_jax.pipelines import encoder
@@ -19,7 +19,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
   """
   options = config.encode
   datasets = [shards.open(options.images), shards.open(options.captions)]
-  vae = hub.load(config.model.vae, "autoencoder")
+  # Hosts work apart: each has all weights on its own devices.
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  vae = hub.load(config.model.vae, "autoencoder", mesh=mesh)
   tokenizer = tokenize.load(config.model.tokenizer)
   fn = encoder.make(
     vae,

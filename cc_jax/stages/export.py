@@ -145,7 +145,7 @@ def autoencoder(
   )
   folder = config.export.folder
   files.write_atomic(f"{folder}/README.md", readme)
-  folders.save(folder, "autoencoder", made, params, config.export.dtype)
+  hub.save(folder, "autoencoder", made, params, dtype=config.export.dtype)
   return {"vae": tree.count(params)}
 
 

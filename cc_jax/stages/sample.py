@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """cc-jax sample: prompts to a labelled grid of images."""
 
+import contextlib
+
 import ml_collections
 import numpy as np
 
@@ -20,16 +22,17 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
   """
   options = config.sample
   prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
-  model = text_to_image.make(config)
-  log.announce(
-    "sample",
-    f"{len(prompts)} images of {options.size} pixels, "
-    f"{options.sampler} {options.steps} steps, guidance {options.guidance}",
-  )
-  with (
-    sharding.use_all_devices(options.batch_size),
-    log.progress(len(prompts), "sample", "images") as progress,
-  ):
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(sharding.use_all_devices(options.batch_size))
+    model = text_to_image.make(config)
+    log.announce(
+      "sample",
+      f"{len(prompts)} images of {options.size} pixels, "
+      f"{options.sampler} {options.steps} steps, guidance {options.guidance}",
+    )
+    progress = stack.enter_context(
+      log.progress(len(prompts), "sample", "images")
+    )
     found = text_to_image.generate(
       model,
       prompts,

@@ -42,12 +42,13 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
   options = config.train
   mesh = sharding.make_mesh(**options.mesh)
   steps.check(options, mesh)
-  task = tasks.make(config)
-  source = tasks.source(task, options.folders, options.split)
-  init, update = steps.make(config, task)
-  draw = preview.make(config) if options.preview_every else None
-
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    # Frozen weights are read straight to their places on the mesh.
+    task = tasks.make(config)
+    source = tasks.source(task, options.folders, options.split)
+    init, update = steps.make(config, task)
+    draw = preview.make(config) if options.preview_every else None
+
     key = jax.random.key(config.seed)
     shapes = sharding.with_layouts(jax.eval_shape(init, key), mesh)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, shapes)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 import ml_collections
 
-from cc_jax.core import tree
+from cc_jax.core import sharding, tree
 from cc_jax.data import images
 from cc_jax.models import hub, kinds, layers, lpips
 from cc_jax.tasks import task
@@ -100,7 +100,7 @@ def load_lpips(options: ml_collections.ConfigDict) -> hub.Loaded:
       "models/lpips.py)"
     )
   lpips.check_size(options.size, options.size)
-  return hub.load(options.lpips, "lpips")
+  return hub.load(options.lpips, "lpips", mesh=sharding.current_mesh())
 
 
 def kl(

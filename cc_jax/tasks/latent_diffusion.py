@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import ml_collections
 
-from cc_jax.core import tree
+from cc_jax.core import sharding, tree
 from cc_jax.data import tokenize
 from cc_jax.diffusion import schedule as schedules
 from cc_jax.models import families, kinds, layers
@@ -45,6 +45,8 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     names,
     {name: tokenize.ids(one) for name, one in tokenizers.items()},
     train_text=options.train_text,
+    dtype=train.dtype,
+    mesh=sharding.current_mesh(),
   )
   vae = found.pop("vae")
   channels = found[row.denoiser].config.out_channels
@@ -66,9 +68,7 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   trained = (row.denoiser, *(row.text if options.train_text else ()))
   parts = {name: (row.kinds[name], found[name].config) for name in trained}
   frozen = {
-    name: tree.cast(loaded.params, train.dtype)
-    for name, loaded in found.items()
-    if name not in trained
+    name: loaded.params for name, loaded in found.items() if name not in trained
   }
   empty = tokenize.encode(tokenizer, [""], config.encode.tokens)[0][0]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from cc_jax.core import files
+from cc_jax.core import files, sharding
 from cc_jax.data import aligned, shards
 from cc_jax.models import families, hub
 
@@ -69,7 +69,9 @@ def source(task: Task, folders: Sequence[str], split: str) -> aligned.Source:
 
 
 def load(task: Task, folder: str) -> dict[str, Any]:
-  """The params of a task from an exported folder, as numpy arrays.
+  """The params of a task from an exported folder.
+
+  On the devices of the mesh that is set, else in arrays of NumPy.
 
   Args:
     task: whose architecture the weights must have.
@@ -82,5 +84,7 @@ def load(task: Task, folder: str) -> dict[str, Any]:
   for name, (kind, config) in task.parts.items():
     inside = f"{folder}/{families.FOLDERS[name]}"
     where = inside if files.listing(inside) else folder
-    params[name] = hub.load(where, kind, expect=config).params
+    params[name] = hub.load(
+      where, kind, expect=config, mesh=sharding.current_mesh()
+    ).params
   return params

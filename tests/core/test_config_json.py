@@ -44,6 +44,14 @@ def test_absent_keys_have_defaults_and_versions_are_no_matter():
   assert config_json.import_config(theirs, Config, TABLE) == Config(scale=2)
 
 
+def test_a_key_of_ours_alone_is_written_where_it_says_something():
+  table = dataclasses.replace(TABLE, own=("scale",))
+  assert "scale" not in config_json.export_config(Config(), table)
+  theirs = config_json.export_config(Config(scale=2.0), table)
+  assert theirs["scale"] == 2.0
+  assert config_json.import_config(theirs, Config, table) == Config(scale=2.0)
+
+
 @pytest.mark.parametrize(
   ("theirs", "message"),
   [
@@ -112,7 +120,18 @@ def test_a_model_of_several_has_a_group_of_keys_for_each():
   assert theirs.keys() == {"left_config", "right_config", "model_type", "share"}
   assert theirs["left_config"]["hidden_size"] == 4
   assert config_json.import_config(theirs, Pair, PAIR) == pair
-  assert config_json.import_config({}, Pair, PAIR) == Pair(Config(), Config())
+  for empty in ({}, {"left_config": None, "right_config": {}}):
+    found = config_json.import_config(empty, Pair, PAIR)
+    assert found == Pair(Config(), Config())
+
+
+def test_a_field_that_such_files_do_not_state_has_one_value():
+  table = dataclasses.replace(TABLE, given={"width": 8})
+  theirs = config_json.export_config(Config(heads=3), table)
+  assert "hidden_size" not in theirs
+  for stated in ({}, {"hidden_size": 99}, {"hidden_size": None}):
+    found = config_json.import_config({**theirs, **stated}, Config, table)
+    assert found == Config(heads=3)
 
 
 def test_what_a_group_of_keys_does_not_support_is_named_with_its_group():

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import weakref
+
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from cc_jax.core import convert
+from cc_jax.core import convert, safetensors_files, weight_files
 
 NAMES = (
   ("blocks", "h.{l}"),
@@ -30,8 +33,8 @@ def attention(*axes):
 
 
 def written(folder, tensors):
-  convert.save_folder(str(folder), tensors, {}, stem="model")
-  return convert.open_tensors(str(folder))
+  weight_files.save_folder(str(folder), tensors, {}, stem="model")
+  return weight_files.open_tensors(str(folder))
 
 
 def same(ours, theirs):
@@ -76,6 +79,26 @@ def test_axes_are_in_the_order_of_torch():
   np.testing.assert_array_equal(
     theirs["token.weight"], params["token"]["embedding"]
   )
+
+
+def test_a_scalar_goes_there_and_back(tmp_path):
+  params = {"inverse": np.array(2.5, np.float32)}
+  names = (("inverse", "logit_scale"),)
+  theirs = convert.export_weights(params, names)
+  assert theirs["logit_scale"].shape == ()
+  assert convert.export_shapes(params, names) == {"logit_scale": ()}
+  same(convert.import_weights(written(tmp_path, theirs), params, names), params)
+
+
+def test_towers_that_leave_their_name_out_are_read(tmp_path):
+  for norm, tower in (
+    ("final_layer_norm", "text_model"),
+    ("pre_layrnorm", "vision_model"),
+  ):
+    params = {tower: {norm: arrays(("scale", (2,)), ("bias", (2,)))}}
+    theirs = convert.export_weights(params[tower], ())
+    folder = tmp_path / tower
+    same(convert.import_weights(written(folder, theirs), params, ()), params)
 
 
 def test_stacked_and_fused_arrays_go_there_and_back(tmp_path):
@@ -135,11 +158,33 @@ def test_one_array_may_be_a_copy_in_each_of_their_layers(tmp_path):
   found = written(tmp_path / "same", theirs)
   same(convert.import_weights(found, params, names), params)
   theirs["h.1.emb.time.bias"] = theirs["h.1.emb.time.bias"] + 1
-  del theirs["h.2.emb.time.weight"]
   found = written(tmp_path / "other", theirs)
-  with pytest.raises(ValueError, match=r"missing h\.2\.emb") as caught:
+  words = r"h\.1\.emb\.time\.bias differs from h\.0\.emb\.time\.bias"
+  with pytest.raises(ValueError, match=words):
     convert.import_weights(found, params, names)
-  assert "h.1.emb.time.bias differs from h.0.emb.time.bias" in str(caught.value)
+  del theirs["h.2.emb.time.weight"]
+  found = written(tmp_path / "fewer", theirs)
+  with pytest.raises(ValueError, match=r"missing h\.2\.emb"):
+    convert.import_weights(found, params, names)
+
+
+def test_a_part_of_a_model_may_have_a_table_of_its_own(tmp_path):
+  names = (("text", "language_model", NAMES), ("norm", "ln_post"))
+  part = {"blocks": {"norm": arrays(("scale", (2, 3)))}}
+  params = {"text": part, "norm": arrays(("bias", (3,)))}
+  theirs = convert.export_weights(params, names)
+  assert sorted(theirs) == [
+    "language_model.h.0.ln.weight",
+    "language_model.h.1.ln.weight",
+    "ln_post.bias",
+  ]
+  same(convert.import_weights(written(tmp_path, theirs), params, names), params)
+
+
+def test_a_table_may_have_an_axis_for_the_batch_there(tmp_path):
+  params = {"position": arrays(("embedding", (4, 3)))}
+  theirs = {"position.weight": params["position"]["embedding"][None]}
+  same(convert.import_weights(written(tmp_path, theirs), params, ()), params)
 
 
 def test_half_precision_is_read_as_float32(tmp_path):
@@ -201,7 +246,7 @@ def test_many_differences_are_counted(tmp_path):
 def test_a_fused_tensor_that_does_not_divide_is_refused(tmp_path):
   tensors = written(tmp_path, arrays(("attn.qkv.bias", (7,))))
   shapes = {"attn": {"q": arrays(("bias", (2,)))}}
-  with pytest.raises(ValueError, match="has no 3 parts"):
+  with pytest.raises(ValueError, match=r"expected \(6,\), got \(7,\)"):
     convert.import_weights(tensors, shapes, NAMES)
 
 
@@ -232,9 +277,127 @@ def test_several_files_are_one_model(tmp_path):
     safetensors.numpy.save_file(
       arrays((f"x{number}", (2,))), tmp_path / f"model-{number}.safetensors"
     )
-  assert sorted(convert.open_tensors(str(tmp_path))) == ["x0", "x1"]
+  assert sorted(weight_files.open_tensors(str(tmp_path))) == ["x0", "x1"]
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"no \*\.safetensors in"):
-    convert.open_tensors(str(tmp_path))
+    weight_files.open_tensors(str(tmp_path))
+
+
+def test_floating_arrays_are_of_the_type_asked_for_and_others_stay(tmp_path):
+  theirs = {"a.bias": np.float32([1, 2.5]), "n": np.arange(3, dtype=np.int32)}
+  shapes = {"a": {"bias": theirs["a.bias"]}, "n": theirs["n"]}
+  tensors = written(tmp_path, theirs)
+  for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
+    found = convert.import_weights(tensors, shapes, (), dtype=dtype)
+    assert found["a"]["bias"].dtype == dtype
+    assert found["n"].dtype == np.int32
+    made = convert.export_tensors(shapes, (), dtype)
+    assert made["a.bias"].read().dtype == made["a.bias"].dtype == dtype
+    assert made["n"].read().dtype == np.int32
+
+
+@pytest.mark.parametrize("dtype", [np.int8, bool])
+def test_numbers_of_another_kind_are_not_taken_for_weights(dtype, tmp_path):
+  tensors = written(tmp_path, {"a.bias": np.ones(3, dtype)})
+  shapes = {"a": arrays(("bias", (3,)))}
+  message = rf"a\.bias: expected float32, got {np.dtype(dtype)}"
+  with pytest.raises(ValueError, match=message):
+    convert.import_weights(tensors, shapes, ())
+
+
+def test_a_number_that_a_type_cannot_hold_is_an_error_that_names_it(tmp_path):
+  large = {"blocks": {"norm": {"scale": np.float32([[1, 2], [3, 7e4]])}}}
+  tensors = written(tmp_path, convert.export_weights(large, NAMES))
+  message = r"h\.1\.ln\.weight has numbers too large for float16; use bfloat16"
+  with pytest.raises(ValueError, match=message):
+    convert.import_weights(tensors, large, NAMES, dtype=np.float16)
+  made = convert.export_tensors(large, NAMES, np.float16)
+  np.testing.assert_array_equal(made["h.0.ln.weight"].read(), [1, 2])
+  with pytest.raises(ValueError, match=message):
+    made["h.1.ln.weight"].read()
+  # What is infinite there is so here.
+  endless = {"a": {"bias": np.float32([np.inf, np.nan])}}
+  found = convert.export_tensors(endless, (), np.float16)["a.bias"].read()
+  np.testing.assert_array_equal(found, endless["a"]["bias"])
+
+
+def test_nothing_is_read_before_all_fits():
+  def read():
+    raise AssertionError("was read")
+
+  tensor = safetensors_files.Tensor((2,), np.dtype("float32"), read)
+  shapes = {"a": arrays(("bias", (2,))), "b": arrays(("bias", (2,)))}
+  with pytest.raises(ValueError, match=r"missing b\.bias"):
+    convert.import_weights({"a.bias": tensor}, shapes, ())
+  both = {"a.bias": tensor, "b.bias": tensor}
+  assert len(convert.match(both, shapes, ())) == 2
+  assert convert.export_shapes(shapes, ()) == {"a.bias": (2,), "b.bias": (2,)}
+
+
+def test_one_array_and_one_tensor_are_in_memory_at_a_time():
+  """Of a stacked and fused model, while it is imported."""
+  tensors_made, arrays_made = [], []
+
+  def alive(made, array):
+    made.append(weakref.ref(array))
+    return sum(ref() is not None for ref in made)
+
+  def tensor(shape):
+    def read():
+      array = np.ones(shape, np.float32)
+      assert alive(tensors_made, array) == 1
+      return array
+
+    return safetensors_files.Tensor(shape, np.dtype("float32"), read)
+
+  def put(leaf):
+    array = leaf.read()
+    assert alive(arrays_made, array) == 1
+    assert not any(ref() is not None for ref in tensors_made)
+    return array.shape
+
+  params = {"blocks": {"attn": attention(5)}}
+  tensors = {
+    name: tensor(shape)
+    for name, shape in convert.export_shapes(params, NAMES).items()
+  }
+  found = convert.import_weights(tensors, params, NAMES, put=put)
+  assert found["blocks"]["attn"]["q"]["kernel"] == (5, 4, 2)
+  assert (len(tensors_made), len(arrays_made)) == (3 * 2 * 5, 3 * 2)
+
+
+def test_a_part_of_an_array_is_read_from_the_tensors_that_hold_it():
+  asked = []
+
+  def tensor(name, array):
+    def read():
+      asked.append(name)
+      return array
+
+    return safetensors_files.in_memory(array)._replace(read=read)
+
+  params = {"blocks": {"attn": attention(4)}}
+  theirs = convert.export_weights(params, NAMES)
+  leaves = {
+    leaf.path: leaf
+    for leaf in convert.match(
+      {name: tensor(name, array) for name, array in theirs.items()},
+      params,
+      NAMES,
+    )
+  }
+  part = leaves["blocks.attn.k.kernel"].read(
+    (slice(1, 3), slice(None), slice(1, 2))
+  )
+  whole = params["blocks"]["attn"]["k"]["kernel"]
+  np.testing.assert_array_equal(part, whole[1:3, :, 1:2])
+  assert asked == ["h.1.attn.qkv.weight", "h.2.attn.qkv.weight"]
+
+
+def test_a_format_lists_the_ways_to_its_weights():
+  ways = lambda *keys: convert.Format((), "w", keys=keys).ways()
+  assert ways() == ((), ())
+  assert ways("state_dict") == (("state_dict",), ())
+  assert ways(("a", "b"), ("c",)) == (("a", "b"), ("c",), ())

@@ -5,6 +5,7 @@ import importlib.util
 import os
 
 import buckets
+import numpy as np
 import pytest
 
 from cc_jax.core import files
@@ -82,3 +83,48 @@ def test_the_bucket_is_what_epath_opens(bucket):
   files.write_atomic(f"{bucket}/z", b"1")
   assert files.path(f"{bucket}/z").read_bytes() == b"1"
   assert not os.path.exists("gs:")
+
+
+def test_a_large_file_appears_when_it_is_whole(tmp_path):
+  name = tmp_path / "new" / "a.bin"
+  with files.open_atomic(name) as target:
+    target.write(b"one")
+    assert not name.exists()
+  assert name.read_bytes() == b"one"
+
+  def fail():
+    with files.open_atomic(name) as target:
+      target.write(b"two")
+      raise RuntimeError
+
+  with pytest.raises(RuntimeError):
+    fail()
+  assert name.read_bytes() == b"one"
+  assert os.listdir(name.parent) == ["a.bin"]
+
+
+@pytest.mark.parametrize("start", [0, 3, 4096, 5000])
+def test_a_part_of_a_file_is_an_array(start, tmp_path):
+  numbers = np.arange(1200, dtype=np.int32)
+  data = b"x" * start + numbers.tobytes()
+  (tmp_path / "a").write_bytes(data)
+  name = tmp_path / "a"
+  found = files.map_array(name, start, numbers.dtype, (30, 40))
+  np.testing.assert_array_equal(found, numbers.reshape(30, 40))
+  assert not found.flags.writeable
+  last = files.map_array(name, start + 4 * 1199, numbers.dtype, ())
+  assert last == 1199
+  assert files.map_array(name, 10**6, numbers.dtype, (0, 2)).shape == (0, 2)
+  for begin in (start + 4, 10**6):
+    with pytest.raises(ValueError, match="is cut off; download it again"):
+      files.map_array(name, begin, numbers.dtype, (1200,))
+
+
+def test_a_bucket_has_large_files_and_parts_of_them_too(bucket):
+  name = f"{bucket}/new/a.bin"
+  with files.open_atomic(name) as target:
+    target.write(bytes(range(8)))
+  found = files.map_array(name, 2, np.dtype("uint8"), (2, 3))
+  np.testing.assert_array_equal(found, [[2, 3, 4], [5, 6, 7]])
+  with pytest.raises(ValueError, match="is cut off"):
+    files.map_array(name, 2, np.dtype("uint8"), (7,))

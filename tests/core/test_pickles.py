@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import argparse
 import collections
 import functools
 import io
@@ -29,7 +30,6 @@ def read(file, *keys):
   arrays = {name: tensor.read() for name, tensor in tensors.items()}
   for name, tensor in tensors.items():
     assert tensor.shape == arrays[name].shape
-    assert arrays[name].flags.c_contiguous
   return arrays
 
 
@@ -143,7 +143,7 @@ HOSTILE = {
   "partial": (functools.partial, "functools.partial"),
   "counter": (collections.Counter, "collections.Counter"),
   "torch": (torch.load, "torch.serialization.load"),
-  "numpy": (np.dtype, "numpy.dtype"),
+  "numpy": (np.load, "numpy.*load"),
 }
 
 
@@ -328,3 +328,37 @@ def test_a_whole_module_is_refused_by_name(tmp_path):
   file = save(tmp_path / "a.pt", torch.nn.Linear(2, 2))
   with pytest.raises(ValueError, match=r"torch\.nn\.modules\.linear\.Linear"):
     pickles.open_tensors(file)
+
+
+def test_what_a_training_saves_beside_the_weights_is_passed_over(tmp_path):
+  """As PyTorch Lightning does; no class is imported for it."""
+  weights = {"w": torch.ones(2)}
+  value = {
+    "epoch": 3,
+    "best": np.float64(0.25),
+    "shape": torch.Size([1, 2]),
+    "device": torch.device("cpu"),
+    "options": argparse.Namespace(lr=0.1),
+    "rates": [1e-4, (None, True, "text", b"bytes")],
+    "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}},
+    "state_dict": collections.OrderedDict(weights),
+  }
+  file = save(tmp_path / "a.ckpt", value)
+  assert list(read(file, "state_dict")) == ["w"]
+  opened = pickles.open_file(file)
+  assert opened.has("state_dict")
+  assert not opened.has()
+  assert not opened.has("optimizer")
+  assert not opened.has("gone")
+  callback = b"(c" + b"pytorch_lightning.callbacks.model_checkpoint\n"
+  program = b"}" + callback + b"ModelCheckpoint\n}Vkept\nI1\nsuVw\n}s."
+
+  other = pickles.open_file(archive(tmp_path / "b.ckpt", program))
+  assert other.found == {"callback": {"kept": 1}, "w": {}}
+
+
+def test_a_tensor_of_a_local_file_is_mapped(tmp_path):
+  file = save(tmp_path / "a.pt", {"w": torch.ones(4, 4).T})
+  array = pickles.open_tensors(file)["w"].read()
+  assert not array.flags.writeable
+  assert array.strides == (4, 16)

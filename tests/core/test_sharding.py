@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -115,3 +116,31 @@ def test_constrain_splits_by_example_when_it_can(mesh):
     assert constrain(x).sharding.spec[0] == sharding.BATCH
     # One image at a time is left to the compiler.
     assert constrain(x[:1]).sharding.is_fully_replicated
+
+
+def test_an_array_is_read_part_by_part_to_its_devices():
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  whole = np.arange(256 * 128, dtype=np.float32).reshape(256, 128)
+  asked = []
+
+  def read(index):
+    asked.append(whole[index].shape)
+    return whole[index]
+
+  leaf = types.SimpleNamespace(
+    path="blocks.attn.q.kernel", shape=whole.shape, dtype=whole.dtype, read=read
+  )
+  array = sharding.make_array(leaf, mesh)
+  layout = sharding.layouts({"blocks.attn.q.kernel": whole}, mesh)
+  assert array.sharding == layout["blocks.attn.q.kernel"]
+  np.testing.assert_array_equal(array, whole)
+  # Four different parts, each on two devices.
+  assert asked == [(128, 64)] * 4
+
+
+def test_the_mesh_that_is_set_is_found():
+  assert sharding.current_mesh() is None
+  mesh = sharding.make_mesh()
+  with jax.set_mesh(mesh):
+    assert sharding.current_mesh() == mesh
+  assert sharding.current_mesh() is None

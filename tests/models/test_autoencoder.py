@@ -11,7 +11,7 @@ import parity
 import pytest
 import torch
 
-from cc_jax.core import config_json, convert, tree
+from cc_jax.core import config_json, convert, tree, weight_files
 from cc_jax.models import autoencoder, layers
 
 TWO = autoencoder.Config(channels=(8, 16), groups=4)
@@ -118,9 +118,9 @@ def test_attention_of_early_files_is_read(tmp_path):
     old[name] = array
   assert old.keys() != tensors.keys()
   config = config_json.export_config(TWO, autoencoder.CONFIG)
-  convert.save_folder(str(tmp_path), old, config, stem="model")
+  weight_files.save_folder(str(tmp_path), old, config, stem="model")
   read = convert.import_weights(
-    convert.open_tensors(str(tmp_path)), params, autoencoder.NAMES
+    weight_files.open_tensors(str(tmp_path)), params, autoencoder.NAMES
   )
   jax.tree.map(np.testing.assert_array_equal, read, params)
 

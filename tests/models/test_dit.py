@@ -15,7 +15,7 @@ import tiny_models
 import torch
 import torch_dit
 
-from cc_jax.core import config_json, convert, pickles, tree
+from cc_jax.core import config_json, convert, pickles, tree, weight_files
 from cc_jax.models import dit, hub, layers, patches
 
 TINY = dataclasses.replace(
@@ -117,7 +117,7 @@ def test_blocks_that_read_the_timestep_in_ways_of_their_own_are_refused(
   tensors[name] = tensors[name] + 1
   settings = config_json.export_config(TINY, dit.CONFIG)
   stem = "diffusion_pytorch_model"
-  convert.save_folder(str(tmp_path), tensors, settings, stem=stem)
+  weight_files.save_folder(str(tmp_path), tensors, settings, stem=stem)
   with pytest.raises(ValueError, match=rf"{name} differs from .*blocks\.0\."):
     hub.load(str(tmp_path), "dit")
 

@@ -12,16 +12,20 @@ import pytest
 import tiny_models
 
 from cc_jax.core import tree
-from cc_jax.models import clip, hub, kinds, published, unet
+from cc_jax.models import clip, clip_vision, hub, kinds, published, unet
 
 TINY = tiny_models.TINY
 FILES = {
   "unet": "diffusion_pytorch_model.safetensors",
   "autoencoder": "diffusion_pytorch_model.safetensors",
+  "vqgan": "diffusion_pytorch_model.safetensors",
   "clip_text": "model.safetensors",
+  "clip_vision": "model.safetensors",
+  "clip": "model.safetensors",
   "dit": "diffusion_pytorch_model.safetensors",
   "pixart": "diffusion_pytorch_model.safetensors",
   "lpips": "model.safetensors",
+  "inception": "model.safetensors",
   "t5": "model.safetensors",
 }
 
@@ -89,6 +93,31 @@ def test_a_network_is_named_by_preset_row_folder_or_fields(saved):
   assert hub.open(folder, "unet").params is not None
 
 
+def test_a_network_of_parts_is_named_by_groups_of_fields():
+  parts = dict(text=dict(width=16, heads=2), vision=clip_vision.VIT_B32)
+  found = hub.config(
+    ml_collections.ConfigDict(dict(text=parts["text"])), "clip"
+  )
+  assert found.text == clip.TextConfig(width=16, heads=2)
+  assert found.vision == hub.config(parts, "clip").vision
+  with pytest.raises(
+    ValueError, match="unknown field 'widht' of kind clip; did"
+  ):
+    hub.config({"text": {"widht": 16}}, "clip")
+
+
+def test_parts_of_a_network_are_compared_field_by_field(saved):
+  folder, _ = saved["clip"]
+  config = TINY["clip"]
+  text = dataclasses.replace(config.text, pad=7, projection=9)
+  hub.load(folder, "clip", expect=dataclasses.replace(config, text=text))
+  text = dataclasses.replace(config.text, act="gelu")
+  with pytest.raises(
+    ValueError, match=r"another clip: text\.act='quick_gelu' \(expected 'gelu"
+  ):
+    hub.load(folder, "clip", expect=dataclasses.replace(config, text=text))
+
+
 def test_every_row_names_a_preset_of_its_kind():
   assert {
     "sd2/unet",
@@ -121,8 +150,14 @@ def test_a_row_is_fetched_once_by_its_folder(saved, tmp_path, monkeypatch):
     hub.load("sd2/text", "clip_text")
   loaded = hub.load("sd2/text", "clip_text", expect=TINY["clip_text"])
   assert loaded.hash == hub.weights_hash(params)
-  names = ("text_encoder/config.json", "text_encoder/model.safetensors")
-  assert calls == [(entry.repository, *names)] * 2
+  names = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+  )
+  wanted = [f"text_encoder/{name}" for name in names]
+  assert calls == [(entry.repository, *wanted)] * 2
 
 
 @pytest.mark.parametrize(

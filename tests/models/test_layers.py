@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from cc_jax.core import tree
-from cc_jax.models import layers, unet, unet_blocks
+from cc_jax.models import layers, residual, unet, unet_blocks
 
 KINDS = {"dtype": jnp.float32}
 
@@ -52,7 +52,7 @@ def test_resnet_block_is_diffusers(out):
     in_channels=8, out_channels=out, temb_channels=6, groups=4, eps=1e-5
   )
   ours = build(
-    lambda rngs: layers.ResnetBlock(
+    lambda rngs: residual.ResnetBlock(
       8, out, time_width=6, groups=4, rngs=rngs, **KINDS
     ),
     theirs,
@@ -155,7 +155,7 @@ def test_downsample_is_diffusers(size, padding):
     4, use_conv=True, padding=padding, name="op"
   )
   ours = build(
-    lambda rngs: layers.Downsample(
+    lambda rngs: residual.Downsample(
       4,
       4,
       padding=None if padding else ((0, 1), (0, 1)),
@@ -172,7 +172,7 @@ def test_downsample_is_diffusers(size, padding):
 @pytest.mark.parametrize("size", [None, (6, 8), (5, 8), (5, 7)])
 def test_upsample_is_diffusers_also_to_an_odd_size(size):
   theirs = upsampling.Upsample2D(4, use_conv=True)
-  ours = build(lambda rngs: layers.Upsample(4, 4, rngs=rngs, **KINDS), theirs)
+  ours = build(lambda rngs: residual.Upsample(4, 4, rngs=rngs, **KINDS), theirs)
   x = normal(2, 3, 4, 4)
   expected = theirs(first(x), size).permute(0, 2, 3, 1)
   check(ours(jnp.asarray(x), size), expected)

@@ -9,7 +9,7 @@ import parity
 import pytest
 import torch
 
-from cc_jax.core import config_json, convert, tree
+from cc_jax.core import config_json, convert, tree, weight_files
 from cc_jax.models import hub, kinds, lpips
 
 TINY = lpips.Config(channels=(4, 5, 6, 7, 8))
@@ -73,7 +73,7 @@ def published(tmp_path_factory):
     linear[f"lin{level}.model.1.weight"] = head.weight.data
   torch.save(linear, folder / "vgg.pth")
   table = config_json.export_config(TINY, lpips.CONFIG)
-  convert.save_folder(str(folder), {}, table, stem="empty")
+  weight_files.save_folder(str(folder), {}, table, stem="empty")
   (folder / "empty.safetensors").unlink()
   return folder, features, heads
 

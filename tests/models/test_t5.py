@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers.models.t5 import modeling_t5
 
-from cc_jax.core import config_json, convert, tree
+from cc_jax.core import config_json, convert, tree, weight_files
 from cc_jax.models import hub, kinds, layers, t5
 
 TINY = t5.Config(
@@ -131,7 +131,7 @@ def test_a_whole_model_gives_its_encoder(torch_file, tmp_path):
     whole.config.save_pretrained(tmp_path)
   else:
     arrays = {name: tensor.numpy() for name, tensor in state.items()}
-    convert.save_folder(
+    weight_files.save_folder(
       str(tmp_path), arrays, whole.config.to_diff_dict(), stem="model"
     )
   loaded = hub.load(str(tmp_path), "t5", expect=TINY)
