@@ -58,9 +58,13 @@ def get_config(arg: str = "") -> ConfigDict:
   # folder, or a group of fields. Rows and folders bring their weights.
   config.model = ConfigDict(type_safe=False)  # A group may be a name.
   config.model.unet = "SD2"
+  config.model.transformer = ""  # PixArt's, in place of a U-Net.
   config.model.text = "sd2/text"
+  config.model.text_2 = ""  # SDXL's second tower.
   config.model.vae = "sd2/vae"
   config.model.tokenizer = "sd2/tokenizer"
+  config.model.tokenizer_2 = ""  # Of the second tower; "" for the same.
+  config.model.zero_empty = False  # Zeros for an empty caption (SDXL).
   config.model.prediction = "eps"  # Or "v", "x0".
   config.model.schedule = ConfigDict(
     dict(
@@ -149,4 +153,11 @@ def get_config(arg: str = "") -> ConfigDict:
 
   config.export = ConfigDict()
   config.export.folder = "{workdir}/export"
+  config.export.part = "ema"  # Or "params".
+  config.export.dtype = "float32"  # Or "bfloat16", "float16".
+  config.export.licence = ""  # Of the weights, a name that the hub knows.
+  config.export.datasets = ()  # Of the hub, for the model card.
+  config.export.check = False  # Compares an image with one of diffusers'.
+  config.export.push = ""  # A repository of the hub, "user/name".
+  config.export.private = True  # Where it is made by pushing.
   return config

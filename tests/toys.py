@@ -9,17 +9,45 @@ import hashlib
 import json
 import pathlib
 import shutil
+import string
 
 import numpy as np
 import parity
 import tiny
+import transformers
 
 from cc_jax import cli
 from cc_jax.core import checkpoint, tree
 from cc_jax.data import grids, tokenize
-from cc_jax.models import hub, kinds
+from cc_jax.models import families, kinds
 
 LOUD = {"token.embedding": 20.0, "attn2.out.kernel": 5.0}
+# SDXL in small, for `tiny.config`.
+SDXL = {
+  "model__unet": dict(
+    channels=(8, 16),
+    attention=(False, True),
+    layers_per_block=1,
+    heads=2,
+    source_width=16 + 24,
+    groups=4,
+    linear_projection=True,
+    pooled_conditions="text_time",
+    size_width=8,
+    conditions_width=20 + 6 * 8,
+  ),
+  "model__text": dict(width=16, mlp=32, depth=2, heads=2, positions=8),
+  "model__text_2": dict(
+    width=24,
+    mlp=32,
+    depth=2,
+    heads=2,
+    positions=8,
+    act="gelu",
+    projection=20,
+    architectures=("CLIPTextModelWithProjection",),
+  ),
+}
 LICENCE = "https://creativecommons.org/licenses/by/4.0/"
 
 
@@ -66,14 +94,19 @@ def write_checkpoint(made, step=1):
 
   All of them random: initial weights have zeros, which hide what is unused.
   """
-  ids = tokenize.ids(tokenize.load(made.model.tokenizer))
-  networks = {
-    "unet": ("unet", hub.config(made.model.unet, "unet")),
-    "text": ("clip_text", hub.open(made.model.text, "clip_text", ids).config),
+  family = families.find(made.model)
+  ids = {
+    name: tokenize.ids(tokenize.load(one))
+    for name, one in families.tokenizers(family, made.model).items()
   }
+  found = families.open(family, made.model, ids, train_text=True)
+  kinds_of = families.FAMILIES[family].kinds
   params = {
-    name: parity.scramble(kinds.structure(kind, network)[1], seed)
-    for seed, (name, (kind, network)) in enumerate(networks.items())
+    name: parity.scramble(
+      kinds.structure(kinds_of[name], loaded.config)[1], seed
+    )
+    for seed, (name, loaded) in enumerate(found.items())
+    if name != "vae"
   }
   # Random weights hear little of a prompt; these hear much.
   flat = tree.flatten(params)
@@ -86,6 +119,50 @@ def write_checkpoint(made, step=1):
   state = {"ema": params, "params": params, "step": np.int32(step)}
   checkpoint.save(opened, step, state, {"next_index": 0}, {})
   checkpoint.close(opened)
+
+
+def sdxl(data, workdir, **fields):
+  """The config of a small SDXL; the padding of its second tower is "!"."""
+  folder = pathlib.Path(workdir) / "tokenizer_2"
+  if not folder.exists():
+    tokenizer = tokenize.load(f"{data}/tokenizer")
+    tokenizer.pad_token = "!"
+    tokenize.save(tokenizer, str(folder))
+  fields = SDXL | {"model__tokenizer_2": str(folder)} | fields
+  return tiny.config(data, workdir, **fields)
+
+
+def pixart(data, workdir, *, micro=False, **fields):
+  """The config of a small PixArt, on PixArt's schedule.
+
+  diffusers gives micro-conditions to transformers of one size only.
+  """
+  folder = pathlib.Path(workdir) / "tokenizer"
+  if not folder.exists():
+    words = [f"▁{word}" for word in "a photo of red green hat".split()]
+    pieces = [*words, "▁", *string.ascii_lowercase, "!"]
+    transformers.T5Tokenizer(
+      vocab=[(one, 0.0) for one in ("<pad>", "</s>", "<unk>")]
+      + [(piece, -float(9 - len(piece))) for piece in pieces],
+      extra_ids=0,
+      model_max_length=8,
+    ).save_pretrained(folder)
+  fields = {
+    "model__unet": "",
+    "model__transformer": dict(
+      sample_size=128 if micro else tiny.SIZE // 2,
+      heads=2,
+      head_width=12,
+      depth=2,
+      caption_width=16,
+    ),
+    "model__text": dict(width=16, mlp=24, depth=2, heads=2, head_width=8),
+    "model__tokenizer": str(folder),
+    "model__schedule__kind": "linear",
+    "model__schedule__beta_start": 0.0001,
+    "model__schedule__beta_end": 0.02,
+  } | fields
+  return tiny.config(data, workdir, **fields)
 
 
 def shared(factory):

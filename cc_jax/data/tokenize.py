@@ -182,11 +182,21 @@ def train(
   return load(folder)
 
 
-def save(tokenizer: transformers.PreTrainedTokenizerBase, folder: str) -> None:
+def save(
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  folder: str,
+  length: int | None = None,
+) -> None:
   """Writes files that transformers 4 and 5 open, and diffusers with them.
 
   The files of the folder that it came from stay as they are, and what is not
   among them is added.
+
+  Args:
+    tokenizer: from `load`.
+    folder: where to.
+    length: of captions in tokens, to which pipelines pad and cut; None for the
+      tokenizer's own.
   """
   source = tokenizer.name_or_path or None
   if source is not None:
@@ -195,7 +205,7 @@ def save(tokenizer: transformers.PreTrainedTokenizerBase, folder: str) -> None:
     except ValueError:
       same = False
     source = source if same else None
-  tokenizer_files.write(tokenizer, folder, source)
+  tokenizer_files.write(tokenizer, folder, source, length)
 
 
 def digest(tokenizer: transformers.PreTrainedTokenizerBase) -> str:

@@ -129,6 +129,7 @@ def write(
   tokenizer: transformers.PreTrainedTokenizerBase,
   folder: str,
   source: str | None = None,
+  length: int | None = None,
 ) -> None:
   """Writes files that transformers 4 and 5 open.
 
@@ -136,6 +137,7 @@ def write(
     tokenizer: any that has tokenizers' library behind it.
     folder: to write to.
     source: the folder that it came from, whose own files are kept as they are.
+    length: longest caption in tokens; None for what the files say.
   """
   written: dict[str, bytes] = {}
   # What the last call asked for is no part of a tokenizer.
@@ -157,6 +159,8 @@ def write(
     written |= _read(source)
   settings = json.loads(written[SETTINGS])
   portable = _portable(settings)
+  if length is not None:
+    portable["model_max_length"] = length
   if portable != settings:
     written[SETTINGS] = _json(portable)
   path = epath.Path(folder)

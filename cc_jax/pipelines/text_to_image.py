@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts to images."""
+"""Prompts to images, for every family of models/families.py."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -15,29 +15,27 @@ from cc_jax.core import checkpoint, sharding, tree
 from cc_jax.data import tokenize
 from cc_jax.diffusion import samplers
 from cc_jax.diffusion import schedule as schedules
-from cc_jax.models import hub, kinds
-
-KINDS = {"unet": "unet", "text": "clip_text", "vae": "autoencoder"}
+from cc_jax.models import families, hub, kinds
 
 
 class Design(NamedTuple):
   """All of a model that is not an array; compiled functions depend on it.
 
   Attributes:
-    unet: structure of the denoiser.
-    text: of the text tower.
-    vae: of the autoencoder.
-    scaling_factor: of its latents.
-    schedule: that the U-Net was trained with.
-    prediction: what the U-Net outputs.
+    family: a key of `families.FAMILIES`.
+    networks: the name and structure of each network.
+    scaling_factor: of the autoencoder's latents.
+    schedule: that the denoiser was trained with.
+    prediction: what it outputs.
+    zero_empty: guidance is away from zeros, not from the empty caption.
   """
 
-  unet: tree.Structure
-  text: tree.Structure
-  vae: tree.Structure
+  family: str
+  networks: tuple[tuple[str, tree.Structure], ...]
   scaling_factor: float
   schedule: schedules.Schedule
   prediction: str
+  zero_empty: bool
 
 
 class Model(NamedTuple):
@@ -45,19 +43,29 @@ class Model(NamedTuple):
 
   Attributes:
     design: how its networks work together.
-    params: the weights of "unet", "text" and "vae".
+    params: the weights of each network.
     configs: of each.
-    tokenizer: from data/tokenize.py.
+    tokenizers: from data/tokenize.py, of each text tower.
+    length: of captions in tokens, T.
   """
 
   design: Design
   params: dict[str, Any]
   configs: dict[str, Any]
-  tokenizer: Any
+  tokenizers: dict[str, Any]
+  length: int
+
+  @property
+  def family(self) -> families.Family:
+    """The row of the model's family."""
+    return families.FAMILIES[self.design.family]
 
 
 def make(
-  config: ml_collections.ConfigDict, params: dict[str, Any] | None = None
+  config: ml_collections.ConfigDict,
+  params: dict[str, Any] | None = None,
+  *,
+  part: str = "",
 ) -> Model:
   """The model of a config.
 
@@ -68,51 +76,56 @@ def make(
     config: of the run that trained it.
     params: its weights: those of a train state; None reads the checkpoint that
       `config.sample` names.
+    part: of a checkpoint, "ema" or "params"; "" for that of `config.sample`.
 
   Raises:
     ValueError: there is no such checkpoint, or it is of another model, or
       `config.sample` asks for what cannot be, as in `check`.
   """
   check(config)
-  # Names and fields first: they are wrong more often, and cost nothing.
-  unet = hub.config(config.model.unet, "unet")
-  tokenizer = tokenize.load(config.model.tokenizer)
-  mesh = sharding.current_mesh()
-  vae = hub.load(config.model.vae, "autoencoder", mesh=mesh)
-  text = hub.open(
-    config.model.text, "clip_text", tokenize.ids(tokenizer), mesh=mesh
-  )
-  configs = {
-    "unet": unet,
-    "text": text.config,
-    "vae": vae.config,
+  names, trains_text = config.model, config.latent_diffusion.train_text
+  family = families.find(names)
+  tokenizers = {
+    name: tokenize.load(one)
+    for name, one in families.tokenizers(family, names).items()
   }
+  found = families.open(
+    family,
+    names,
+    {name: tokenize.ids(one) for name, one in tokenizers.items()},
+    train_text=trains_text,
+    mesh=sharding.current_mesh(),
+  )
+  row = families.FAMILIES[family]
   made = {
-    name: kinds.structure(KINDS[name], part, dtype=config.train.dtype)
-    for name, part in configs.items()
+    name: kinds.structure(
+      row.kinds[name], loaded.config, dtype=config.train.dtype
+    )
+    for name, loaded in found.items()
   }
   if params is None:
-    trains_text = config.latent_diffusion.train_text
-    if not trains_text and text.params is None:
-      raise ValueError(
-        f"model.text={config.model.text!r} has no weights; name a row of "
-        "models/published.py or a folder, or set latent_diffusion.train_text"
-      )
-    trained = ("unet", "text") if trains_text else ("unet",)
+    trained = (row.denoiser, *(row.text if trains_text else ()))
     params = checkpoint.load(
       config.train.checkpoints,
-      config.sample.part,
+      part or config.sample.part,
       {name: made[name][1] for name in trained},
       None if config.sample.step < 0 else config.sample.step,
     )
   design = Design(
-    **{name: structure for name, (structure, _) in made.items()},
-    scaling_factor=vae.config.scaling_factor,
-    schedule=schedules.Schedule(**config.model.schedule),
-    prediction=config.model.prediction,
+    family=family,
+    networks=tuple((name, structure) for name, (structure, _) in made.items()),
+    scaling_factor=found["vae"].config.scaling_factor,
+    schedule=schedules.Schedule(**names.schedule),
+    prediction=names.prediction,
+    zero_empty=names.zero_empty,
   )
-  params = {"vae": vae.params, "text": text.params, **params}
-  return Model(design, params, configs, tokenizer)
+  return Model(
+    design,
+    {name: loaded.params for name, loaded in found.items()} | params,
+    {name: loaded.config for name, loaded in found.items()},
+    tokenizers,
+    config.encode.tokens,
+  )
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -129,6 +142,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name in ("each", "steps", "size", "batch_size"):
     if options[name] < 1:
       raise ValueError(f"sample.{name}={options[name]}; expected 1 or more")
+  families.check_zeros(families.find(config.model), config.model.zero_empty)
   factor = hub.config(config.model.vae, "autoencoder").factor
   if options.size % factor:
     raise ValueError(
@@ -146,24 +160,39 @@ def compiled(
   Kept, so that a later call for the same design compiles nothing.
 
   Returns:
-    `(params, tokens, empty, xt, guidance, key) -> images`: tokens [B T],
-    empty [T], xt [B H W C] standard normal, images [B H W 3] in [0, 1].
+    `(params, captions, empty, size, xt, guidance, key) -> images`: captions
+    are one `families.Captions` [B T] a text tower, empty likewise the empty
+    caption [1 T], size [2] height and width in pixels, xt [B H W C] standard
+    normal, images [B Y X 3] in [0, 1].
 
   Raises:
     ValueError: unknown sampler.
   """
   run = samplers.by_name(sampler)
+  family = families.FAMILIES[design.family]
 
   @jax.jit
-  def sample(params, tokens, empty, xt, guidance, key):
-    unet, text, vae = (
-      tree.merge(structure, params[name])
-      for name, structure in zip(KINDS, design, strict=False)
-    )
+  def sample(params, captions, empty, size, xt, guidance, key):
+    networks = {
+      name: tree.merge(structure, params[name])
+      for name, structure in design.networks
+    }
+    # Made at this size and not cropped.
+    sizes = jnp.concatenate([size, jnp.zeros_like(size), size])
+    rows = lambda x: jnp.broadcast_to(x, (len(xt), *x.shape[1:]))
+    cond = family.conditions(networks, captions, rows(sizes[None]))
+    if design.zero_empty:
+      every = jnp.ones(len(xt), bool)
+      uncond = families.zero(design.family, cond, every)
+    else:
+      uncond = family.conditions(networks, empty, sizes[None])
+      uncond = jax.tree.map(rows, uncond)
     denoise = samplers.guided(
-      lambda xt, t, context: unet(sharding.constrain(xt), t, context),
-      text(tokens).hidden,
-      text(jnp.broadcast_to(empty, tokens.shape)).hidden,
+      lambda xt, t, conditions: families.predict(
+        design.family, networks, sharding.constrain(xt), t, conditions
+      ),
+      cond,
+      uncond,
       guidance,
       rescale,
     )
@@ -175,11 +204,20 @@ def compiled(
       prediction=design.prediction,
       key=key,
     )
-    x = vae.decode(z / design.scaling_factor)
+    x = networks["vae"].decode(z / design.scaling_factor)
     x = jnp.clip(x.astype(jnp.float32) / 2 + 0.5, 0, 1)
     return sharding.gather(x)
 
   return sample
+
+
+def encode(model: Model, prompts: Sequence[str]) -> list[families.Captions]:
+  """Prompts as each text tower of a model reads them."""
+  clean = [model.family.clean(prompt) for prompt in prompts]
+  return [
+    families.Captions(*tokenize.encode(tokenizer, clean, model.length))
+    for tokenizer in model.tokenizers.values()
+  ]
 
 
 def noise(
@@ -194,7 +232,7 @@ def generate(
   model: Model,
   prompts: Sequence[str],
   *,
-  size: int,
+  size: int | tuple[int, int],
   seed: int = 0,
   sampler: str = "dpm_solver_pp",
   steps: int = 20,
@@ -212,7 +250,7 @@ def generate(
   Args:
     model: from `make`.
     prompts: N captions.
-    size: pixels a side.
+    size: pixels a side, or height and width.
     seed: of the noise.
     sampler: one of diffusion/samplers.py.
     steps: of the sampler.
@@ -229,16 +267,13 @@ def generate(
     ValueError: no prompt, a size that the autoencoder cannot make, or a
       sampler that does not exist or cannot make these steps.
   """
-  factor = model.configs["vae"].factor
   if not prompts:
     raise ValueError("no prompts; give at least one")
-  if size % factor:
-    raise ValueError(f"size={size} does not divide by {factor}")
   run = compiled(model.design, sampler, steps, rescale)
-  side, channels = size // factor, model.configs["vae"].latent_channels
-  length = model.configs["text"].positions
-  ids, _ = tokenize.encode(model.tokenizer, ["", *prompts], length)
-  empty, ids = ids[0], ids[1:]
+  height, width = (size, size) if isinstance(size, int) else size
+  shape = latent_shape(model, (height, width))
+  captions, empty = encode(model, prompts), encode(model, [""])
+  pixels = np.array([height, width], np.float32)
   key = jax.random.key(seed)
   result = []
   for start in range(0, len(prompts), batch_size):
@@ -246,14 +281,32 @@ def generate(
     rows = np.arange(start, start + batch_size)
     taken = np.minimum(rows, len(prompts) - 1)
     if xt is None:
-      begin = noise(key, taken, (side, side, channels))
+      begin = noise(key, taken, shape)
     else:
       begin = jnp.asarray(xt)[taken]
-    key_batch = jax.random.fold_in(jax.random.key(seed + 1), start)
     images = run(
-      model.params, ids[taken], empty, begin, jnp.float32(guidance), key_batch
+      model.params,
+      jax.tree.map(lambda x, taken=taken: x[taken], captions),
+      empty,
+      pixels,
+      begin,
+      jnp.float32(guidance),
+      jax.random.fold_in(jax.random.key(seed + 1), start),
     )
     done = min(batch_size, len(prompts) - start)
     result.append(np.asarray(images)[:done])
     progress(done)
   return np.concatenate(result)
+
+
+def latent_shape(model: Model, size: tuple[int, int]) -> tuple[int, int, int]:
+  """Height, width and channels of the latents of an image.
+
+  Raises:
+    ValueError: a size that the autoencoder cannot make.
+  """
+  vae = model.configs["vae"]
+  for pixels in size:
+    if pixels < 1 or pixels % vae.factor:
+      raise ValueError(f"size={pixels} does not divide by {vae.factor}")
+  return size[0] // vae.factor, size[1] // vae.factor, vae.latent_channels

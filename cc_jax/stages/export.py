@@ -1,35 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cc-jax export: a checkpoint to a folder that diffusers opens."""
+"""cc-jax export: a checkpoint to a folder that diffusers opens.
 
-from collections.abc import Mapping
+A text-to-image model becomes the whole folder of its pipeline, an autoencoder
+one of its own. With `export.check` diffusers makes an image from it, which must
+be ours; `export.push` puts it on the Hugging Face hub.
+"""
+
 import dataclasses
+import inspect
+import logging
 
+import huggingface_hub
 import jax
 import ml_collections
 import numpy as np
 
 from cc_jax.core import checkpoint, files, log, tree, versions
-from cc_jax.data import aligned, shards, tokenize
-from cc_jax.diffusion import scheduler_config
+from cc_jax.data import aligned, shards
 from cc_jax.models import hub, kinds
-from cc_jax.pipelines import encoder, text_to_image
+from cc_jax.pipelines import card, encoder, folders, preview, text_to_image
 
-# The first release whose StableDiffusionPipeline reads all that is written.
-DIFFUSERS = "0.42.1"
+# Largest difference from diffusers' image, in [0, 1]: half a grey level.
+TOLERANCE = 2e-3
 
-INDEX = {
-  "_class_name": "StableDiffusionPipeline",
-  "_diffusers_version": DIFFUSERS,
-  "feature_extractor": [None, None],
-  "image_encoder": [None, None],
-  "requires_safety_checker": False,
-  "safety_checker": [None, None],
-  "scheduler": ["diffusers", ""],
-  "text_encoder": ["transformers", "CLIPTextModel"],
-  "tokenizer": ["transformers", "CLIPTokenizer"],
-  "unet": ["diffusers", "UNet2DConditionModel"],
-  "vae": ["diffusers", "AutoencoderKL"],
-}
+CODE = """\
+```python
+import diffusers
+
+model = diffusers.{type}.from_pretrained("path/of/this/folder")
+{call}
+```"""
+SAMPLE = """\
+image = model(
+  "a prompt", num_inference_steps={steps}, guidance_scale={guidance}
+).images[0]"""
+ENCODE = "latents = model.encode(images).latent_dist.sample()"
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> str:
@@ -39,60 +44,72 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> str:
     The folder.
 
   Raises:
-    ValueError: no checkpoint, or one of another model.
+    ValueError: no checkpoint, or one of another model; a check that fails; a
+      repository that cannot be pushed to.
   """
-  folder = config.export.folder
+  options, task = config.export, config.train.task
   write = {"autoencoder": autoencoder, "latent_diffusion": pipeline}
-  task = config.train.task
   if task not in write:
     raise ValueError(f"no export for the task {task!r}")
+  folders.check_dtype(options.dtype)
+  if options.part not in ("ema", "params"):
+    raise ValueError(f"export.part={options.part!r}; expected ema or params")
+  if options.check:
+    check_possible(config)
+  if options.push and files.is_remote(options.folder):
+    raise ValueError(
+      f"export.push sends a local folder, not {options.folder}; set "
+      "export.folder to one"
+    )
   if jax.process_index() == 0:
-    counts = write[task](config, folder)
+    counts = write[task](config, workdir)
     parts = ", ".join(f"{name} {n:,}" for name, n in counts.items())
     log.announce("export", f"parameters: {parts}")
+    if options.check:
+      difference = check(config)
+      log.announce(
+        "export", f"largest difference from diffusers: {difference:.1e}"
+      )
+    if options.push:
+      push(options.folder, options.push, private=options.private)
+      log.announce("export", f"pushed to {options.push}")
   versions.record(workdir, "export", config)
-  log.announce("export", f"{config.sample.part} weights -> {folder}")
-  return folder
+  log.announce("export", f"{options.part} weights -> {options.folder}")
+  return options.folder
 
 
-def pipeline(
-  config: ml_collections.ConfigDict, folder: str
-) -> Mapping[str, int]:
-  """A folder for `diffusers.StableDiffusionPipeline.from_pretrained`.
+def pipeline(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
+  """A folder for `from_pretrained` of the pipeline of the model's family.
 
   Its scheduler is the config's sampler, so that it gives our images.
   """
   sample = config.sample
-  model = text_to_image.make(config)
-  recipe = scheduler_config.write(
-    sample.sampler, model.design.schedule, prediction=model.design.prediction
+  model = text_to_image.make(config, part=config.export.part)
+  readme = card.write(
+    config,
+    workdir,
+    usage=f"A text-to-image model for {sample.size} x {sample.size} pixels, "
+    f"{sample.sampler} with {sample.steps} steps, guidance {sample.guidance}:"
+    "\n\n"
+    + CODE.format(
+      type=folders.LAYOUTS[model.design.family].pipeline,
+      call=SAMPLE.format(steps=sample.steps, guidance=sample.guidance),
+    ),
+    tag="text-to-image",
   )
-  readme = card(config)
-  folders = {"unet": "unet", "text": "text_encoder", "vae": "vae"}
-  side = sample.size // model.configs["vae"].factor
-  sizes = {"unet": side, "vae": sample.size}
-  for part, kind in text_to_image.KINDS.items():
-    part_config = model.configs[part]
-    if part in sizes:
-      # What a pipeline samples at when it is not told.
-      part_config = dataclasses.replace(part_config, sample_size=sizes[part])
-    hub.save(f"{folder}/{folders[part]}", kind, part_config, model.params[part])
-  tokenize.save(model.tokenizer, f"{folder}/tokenizer")
-  files.write_json(
-    f"{folder}/scheduler/scheduler_config.json",
-    {**recipe, "_diffusers_version": DIFFUSERS},
+  return folders.write(
+    config.export.folder,
+    model,
+    sampler=sample.sampler,
+    size=sample.size,
+    dtype=config.export.dtype,
+    readme=readme,
   )
-  files.write_atomic(f"{folder}/README.md", readme)
-  scheduler = ["diffusers", recipe["_class_name"]]
-  files.write_json(
-    f"{folder}/model_index.json", {**INDEX, "scheduler": scheduler}
-  )
-  return {part: tree.count(model.params[part]) for part in text_to_image.KINDS}
 
 
 def autoencoder(
-  config: ml_collections.ConfigDict, folder: str
-) -> Mapping[str, int]:
+  config: ml_collections.ConfigDict, workdir: str
+) -> dict[str, int]:
   """A folder for `diffusers.AutoencoderKL.from_pretrained`.
 
   The scaling factor in its config is measured here, on training images: one
@@ -102,7 +119,7 @@ def autoencoder(
   _, shapes = kinds.structure("autoencoder", vae_config, dtype="float32")
   params = checkpoint.load(
     config.train.checkpoints,
-    config.sample.part,
+    config.export.part,
     {"vae": shapes},
     None if config.sample.step < 0 else config.sample.step,
   )["vae"]
@@ -120,59 +137,130 @@ def autoencoder(
   made = dataclasses.replace(
     vae_config, scaling_factor=factor, sample_size=config.autoencoder.size
   )
-  hub.save(folder, "autoencoder", made, params)
+  readme = card.write(
+    config,
+    workdir,
+    usage=CODE.format(call=ENCODE, type="AutoencoderKL"),
+    tag="image-to-image",
+  )
+  folder = config.export.folder
+  files.write_atomic(f"{folder}/README.md", readme)
+  hub.save(folder, "autoencoder", made, params, dtype=config.export.dtype)
   return {"vae": tree.count(params)}
 
 
-def card(config: ml_collections.ConfigDict) -> str:
-  """The model card: what it learned from, by licence."""
-  rows: dict[str, int] = {}
-  for name in config.train.folders:
-    for licence, count in (
-      shards.open(name).provenance["counts"]["licences"].items()
-    ):
-      rows[licence] = rows.get(licence, 0) + count
-  lines = "\n".join(f"| {name} | {n:,} |" for name, n in sorted(rows.items()))
-  sample = config.sample
-  return CARD.format(
-    name=config.name,
-    rows=lines,
-    collection=config.catalogue.collection,
-    steps=config.train.steps,
-    batch=config.train.batch_size,
-    sampler=sample.sampler,
-    sampler_steps=sample.steps,
-    guidance=sample.guidance,
-    size=sample.size,
+def check_possible(config: ml_collections.ConfigDict) -> None:
+  """Refuses `export.check` before anything is written.
+
+  Raises:
+    ValueError: the task has no images to compare, the sampler draws noise on
+      the way, or diffusers or torch is not installed.
+  """
+  if config.train.task != "latent_diffusion":
+    raise ValueError(
+      "export.check compares images of a text-to-image model; the task is "
+      f"{config.train.task}"
+    )
+  if config.sample.sampler == "ddpm":
+    raise ValueError(
+      "export.check cannot compare images of ddpm, which draws noise on the "
+      "way; set sample.sampler=ddim"
+    )
+  try:
+    import diffusers
+    import torch
+  except ImportError as error:
+    raise ValueError(
+      f"export.check needs diffusers and torch ({error}); "
+      f"pip install 'diffusers>={folders.DIFFUSERS}' torch"
+    ) from None
+  del diffusers, torch
+
+
+def check(config: ml_collections.ConfigDict) -> float:
+  """Compares an image of diffusers with ours, from the files alone.
+
+  Both compute in float32 from the same noise, for the first prompt.
+
+  Returns:
+    The largest difference of a value in [0, 1].
+
+  Raises:
+    ValueError: it is over `TOLERANCE`.
+  """
+  import diffusers
+  import torch
+
+  for name in ("diffusers", "transformers"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+  diffusers.utils.logging.disable_progress_bar()
+  config = ml_collections.ConfigDict(config)
+  config.train.dtype = "float32"
+  options, folder = config.sample, config.export.folder
+  model = text_to_image.make(config, part=config.export.part)
+  model = folders.read(folder, model)
+  name = folders.LAYOUTS[model.design.family].pipeline
+  pipe = getattr(diffusers, name).from_pretrained(folder, dtype=torch.float32)
+  pipe.set_progress_bar_config(disable=True)
+  takes = inspect.signature(pipe.__call__).parameters
+  # Not all pipelines have these, and PixArt's alters prompts and sizes.
+  rescale = options.rescale if "guidance_rescale" in takes else 0.0
+  more = {
+    "guidance_rescale": rescale,
+    "clean_caption": False,
+    "use_resolution_binning": False,
+    "max_sequence_length": model.length,
+  }
+  shape = text_to_image.latent_shape(model, (options.size, options.size))
+  xt = text_to_image.noise(
+    jax.random.key(config.seed), np.zeros(1, np.int32), shape
   )
+  prompts = list(options.prompts[:1])
+  arguments = preview.arguments(config) | {"rescale": rescale, "batch_size": 1}
+  ours = text_to_image.generate(model, prompts, xt=xt, **arguments)
+  theirs = pipe(
+    prompts,
+    latents=torch.tensor(np.asarray(xt)).permute(0, 3, 1, 2),
+    height=options.size,
+    width=options.size,
+    num_inference_steps=options.steps,
+    guidance_scale=options.guidance,
+    output_type="np",
+    **{name: value for name, value in more.items() if name in takes},
+  ).images
+  difference = float(np.abs(ours - theirs).max())
+  # Not a number is no agreement either.
+  if not difference < TOLERANCE:
+    raise ValueError(
+      f"diffusers makes another image of {folder}: values differ by up to "
+      f"{difference:.1e}, expected under {TOLERANCE}"
+    )
+  return difference
 
 
-CARD = """\
----
-library_name: diffusers
-pipeline_tag: text-to-image
-tags: [cc_jax]
----
-# {name}
+def push(folder: str, repository: str, *, private: bool) -> None:
+  """Uploads a folder to a repository of the hub, which is made if need be.
 
-A text-to-image model trained by cc_jax on images of known licence
-({collection} collection):
+  Args:
+    folder: a local one.
+    repository: "user/name".
+    private: whether a repository that is made is private.
 
-| licence | images |
-|---|---|
-{rows}
-
-Who made each image, and where it came from, is in the data set's records.
-
-Trained for {steps:,} steps of {batch} images. Made for {size} x {size} pixels,
-{sampler} with {sampler_steps} steps, guidance {guidance}:
-
-```python
-import diffusers
-
-pipe = diffusers.StableDiffusionPipeline.from_pretrained("path/of/this/folder")
-image = pipe(
-  "a prompt", num_inference_steps={sampler_steps}, guidance_scale={guidance}
-).images[0]
-```
-"""
+  Raises:
+    ValueError: no such user, no token, no network.
+  """
+  revision = versions.code()["revision"] or "no revision"
+  api = huggingface_hub.HfApi()
+  try:
+    api.create_repo(repository, private=private, exist_ok=True)
+    api.upload_folder(
+      repo_id=repository,
+      folder_path=folder,
+      commit_message=f"cc_jax export, {revision}",
+    )
+  except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
+    reason = str(error).strip().partition("\n")[0]
+    raise ValueError(
+      f"cannot push {folder} to {repository}: {reason}; log in with `hf auth "
+      "login` or set HF_TOKEN, and check the name and the network"
+    ) from error

@@ -7,62 +7,77 @@ encoded here: its encoder costs 8 % of a step at 256 pixels, its states twenty
 times the storage of the latents.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import ml_collections
 
 from cc_jax.core import sharding, tree
 from cc_jax.data import tokenize
 from cc_jax.diffusion import schedule as schedules
-from cc_jax.models import hub, kinds, layers
+from cc_jax.models import families, kinds, layers
 from cc_jax.tasks import task
 
 
 def make(config: ml_collections.ConfigDict) -> task.Task:
-  """U-Net and, with `train_text`, the text tower; else that is frozen.
+  """The denoiser and, with `train_text`, the text towers; else frozen.
 
   Raises:
     ValueError: a network, schedule or objective that does not exist.
   """
-  options, train = config.latent_diffusion, config.train
-  schedule = schedules.Schedule(**config.model.schedule)
-  schedules.check_prediction(schedule, config.model.prediction)
+  options, names, train = config.latent_diffusion, config.model, config.train
+  schedule = schedules.Schedule(**names.schedule)
+  schedules.check_prediction(schedule, names.prediction)
   check(options)
-  unet_config = hub.config(config.model.unet, "unet")
-  tokenizer = tokenize.load(config.model.tokenizer)
-  vae = hub.load(config.model.vae, "autoencoder")
-  text = hub.open(
-    config.model.text,
-    "clip_text",
-    tokenize.ids(tokenizer),
+  family = families.find(names)
+  families.check_zeros(family, names.zero_empty)
+  row = families.FAMILIES[family]
+  tokenizers = {
+    name: tokenize.load(one)
+    for name, one in families.tokenizers(family, names).items()
+  }
+  tokenizer = tokenizers["text"]
+  found = families.open(
+    family,
+    names,
+    {name: tokenize.ids(one) for name, one in tokenizers.items()},
+    train_text=options.train_text,
     dtype=train.dtype,
     mesh=sharding.current_mesh(),
   )
-  unet, _ = kinds.structure(
-    "unet", unet_config, dtype=train.dtype, remat=train.remat
-  )
-  text_module, _ = kinds.structure("clip_text", text.config, dtype=train.dtype)
+  vae = found.pop("vae")
+  channels = found[row.denoiser].config.out_channels
+  if channels not in (None, vae.config.latent_channels):
+    raise ValueError(
+      f"model.{row.denoiser} predicts {channels} channels of latents that have "
+      f"{vae.config.latent_channels}; a learned variance is not trained here, "
+      f"set out_channels={vae.config.latent_channels}"
+    )
+  structures = {
+    name: kinds.structure(
+      row.kinds[name],
+      loaded.config,
+      dtype=train.dtype,
+      **({"remat": train.remat} if name == row.denoiser else {}),
+    )[0]
+    for name, loaded in found.items()
+  }
+  trained = (row.denoiser, *(row.text if options.train_text else ()))
+  parts = {name: (row.kinds[name], found[name].config) for name in trained}
+  frozen = {
+    name: loaded.params for name, loaded in found.items() if name not in trained
+  }
   empty = tokenize.encode(tokenizer, [""], config.encode.tokens)[0][0]
-  frozen = {}
-  if not options.train_text:
-    if text.params is None:
-      raise ValueError(
-        f"model.text={config.model.text!r} has no weights; name a row of "
-        "models/published.py or a folder, or set latent_diffusion.train_text"
-      )
-    frozen["text"] = text.params
 
   def init(key: PRNGKeyArray) -> dict[str, Any]:
-    key_unet, key_text = jax.random.split(key)
-    make_unet = kinds.make("unet", unet_config, rngs=layers.keys(key_unet))
-    params = {"unet": tree.split(make_unet)[1]}
-    if options.train_text:
-      made = kinds.make("clip_text", text.config, rngs=layers.keys(key_text))
-      params["text"] = tree.split(made)[1]
-    return params
+    keys = jax.random.split(key, len(parts))
+    return {
+      name: tree.split(kinds.make(*part, rngs=layers.keys(key)))[1]
+      for key, (name, part) in zip(keys, parts.items(), strict=True)
+    }
 
   def loss(
     frozen: dict[str, Any],
@@ -71,31 +86,41 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     key: PRNGKeyArray,
   ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     weights = {**frozen, **params}
+    networks = {
+      name: tree.merge(structure, weights[name])
+      for name, structure in structures.items()
+    }
     keys = jax.random.split(key, 4)
     x0 = sample_latent(batch, keys[0]) * vae.config.scaling_factor
-    tokens = drop(batch["tokens"], empty, options.drop_caption, keys[1])
+    dropped = jax.random.bernoulli(keys[1], options.drop_caption, (len(x0),))
+    tokens = batch["tokens"]
+    if not names.zero_empty:
+      tokens = drop(tokens, empty, dropped)
     with jax.named_scope("text"):
-      context = tree.merge(text_module, weights["text"])(tokens).hidden
+      conditions = row.conditions(
+        networks,
+        captions(tokens, tokenizers),
+        sizes(batch, vae.config.factor),
+      )
+    if names.zero_empty:
+      conditions = families.zero(family, conditions, dropped)
     t = schedules.sample_t(keys[2], len(x0), schedule, options.stratified)
     eps = schedules.offset_noise(keys[3], x0.shape, options.offset_noise)
     xt = schedules.add_noise(schedule, x0, eps, t)
-    output = tree.merge(unet, weights["unet"])(xt, t, context)
-    wanted = schedules.target(schedule, x0, eps, t, config.model.prediction)
+    output = families.predict(family, networks, xt, t, conditions)
+    wanted = schedules.target(schedule, x0, eps, t, names.prediction)
     errors = jnp.mean(
       jnp.square(output.astype(jnp.float32) - wanted), axis=(1, 2, 3)
     )
     weight = schedules.loss_weight(
-      schedule, t, config.model.prediction, options.min_snr_gamma or None
+      schedule, t, names.prediction, options.min_snr_gamma or None
     )
     return jnp.mean(weight * errors), {"mse": jnp.mean(errors)}
 
-  parts = {"unet": ("unet", unet_config)}
-  if options.train_text:
-    parts["text"] = ("clip_text", text.config)
   return task.Task(
     init=init,
     loss=jax.tree_util.Partial(loss, frozen),
-    features=("latent_mean", "latent_std", "tokens"),
+    features=("latent_mean", "latent_std", "tokens", *row.features),
     transform=None,
     weights={
       "latent_mean": vae.hash,
@@ -126,15 +151,38 @@ def sample_latent(
   return mean + std * jax.random.normal(key, mean.shape)
 
 
+def captions(
+  tokens: Int[Array, "B T"], tokenizers: Mapping[str, Any]
+) -> list[families.Captions]:
+  """One array of ids as each text tower reads it, with its own padding."""
+  eos = tokenizers["text"].eos_token_id
+  ends = tokens == eos
+  mask = ends.cumsum(axis=-1) <= ends
+  return [
+    families.Captions(tokenize.repad(tokens, eos, one.pad_token_id), mask)
+    for one in tokenizers.values()
+  ]
+
+
+def sizes(batch: dict[str, Array], factor: int) -> Int[Array, "B 6"]:
+  """What a family may read of an image's size, see `families.Family`.
+
+  Zeros for the original where the family does not read it.
+  """
+  B, height, width, _ = batch["latent_mean"].shape
+  target = jnp.broadcast_to(jnp.array([height, width]) * factor, (B, 2))
+  none = jnp.zeros((B, 2), jnp.int32)
+  parts = [batch.get("size", none), batch.get("crop", none), target]
+  return jnp.concatenate(parts, axis=-1)
+
+
 def drop(
   tokens: Int[Array, "B T"],
   empty: Int[Any, "T"],
-  rate: float,
-  key: PRNGKeyArray,
+  dropped: Bool[Array, "B"],
 ) -> Int[Array, "B T"]:
-  """Puts the empty caption in place of a share of captions.
+  """Puts the empty caption in place of some captions.
 
   So that one network learns both sides of guidance (arXiv 2207.12598, §3.2).
   """
-  dropped = jax.random.bernoulli(key, rate, (len(tokens), 1))
-  return jnp.where(dropped, jnp.asarray(empty), tokens)
+  return jnp.where(dropped[:, None], jnp.asarray(empty), tokens)

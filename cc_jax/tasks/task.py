@@ -9,10 +9,7 @@ import ml_collections
 
 from cc_jax.core import files, sharding
 from cc_jax.data import aligned, shards
-from cc_jax.models import hub
-
-# Where a diffusers pipeline has each group of params.
-FOLDERS = {"unet": "unet", "text": "text_encoder", "vae": "vae"}
+from cc_jax.models import families, hub
 
 TASKS = ("autoencoder", "latent_diffusion")
 
@@ -85,7 +82,7 @@ def load(task: Task, folder: str) -> dict[str, Any]:
   """
   params = {}
   for name, (kind, config) in task.parts.items():
-    inside = f"{folder}/{FOLDERS[name]}"
+    inside = f"{folder}/{families.FOLDERS[name]}"
     where = inside if files.listing(inside) else folder
     params[name] = hub.load(
       where, kind, expect=config, mesh=sharding.current_mesh()

@@ -11,7 +11,6 @@ import tiny
 import toys
 
 from cc_jax.core import sharding, tree
-from cc_jax.data import tokenize
 from cc_jax.diffusion import samplers
 from cc_jax.pipelines import text_to_image
 
@@ -81,14 +80,13 @@ def test_guidance_one_is_no_guidance(model, generate):
   pair = generate(PROMPTS[:2], guidance=1.0)
   assert distance(pair, generate(PROMPTS[:2], guidance=4.0)) > 0.01
   # The sampler on the conditional prediction alone.
-  ids, _ = tokenize.encode(model.tokenizer, PROMPTS[:2], 8)
-  unet, text, vae = (
-    tree.merge(structure, model.params[name])
-    for name, structure in zip(
-      text_to_image.KINDS, model.design[:3], strict=True
-    )
-  )
-  states = text(jnp.asarray(ids)).hidden
+  captions = text_to_image.encode(model, PROMPTS[:2])
+  networks = {
+    name: tree.merge(structure, model.params[name])
+    for name, structure in model.design.networks
+  }
+  unet, vae = networks["unet"], networks["vae"]
+  states = networks["text"](jnp.asarray(captions[0].tokens)).hidden
   xt = text_to_image.noise(jax.random.key(0), np.arange(2), (8, 8, 4))
   z = samplers.dpm_solver_pp(
     lambda xt, t: unet(xt, t, states), xt, model.design.schedule, steps=3

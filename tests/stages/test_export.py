@@ -8,63 +8,32 @@ work folder of a finished quickstart, with the model trained there.
 import json
 import os
 import pathlib
+import sys
 
 import diffusers
-from diffusers.utils import logging
+from huggingface_hub import errors
 import jax
 import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
+import theirs
 import tiny
 import torch
 import toys
 
-from cc_jax.core import checkpoint, tree
+from cc_jax.core import checkpoint, tree, versions
 from cc_jax.data import aligned, images, shards
 from cc_jax.models import hub, kinds
 from cc_jax.pipelines import text_to_image
 from cc_jax.stages import export
 
-# In [0, 1]: half a grey level.
-TOLERANCE = 2e-3
 QUICKSTART = os.environ.get("CC_JAX_QUICKSTART", "")
-
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 
 # diffusers 0.42.1 calls np.array on a tensor, of which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings(
   "ignore:__array__ implementation:DeprecationWarning"
 )
-
-
-def theirs(folder, prompts, xt, steps, guidance):
-  """Images [B H W 3] in [0, 1] of diffusers' pipeline."""
-  pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
-  pipe.set_progress_bar_config(disable=True)
-  return pipe(
-    list(prompts),
-    latents=torch.tensor(np.asarray(xt)).permute(0, 3, 1, 2),
-    num_inference_steps=steps,
-    guidance_scale=guidance,
-    output_type="np",
-  ).images
-
-
-def compare(model, folder, prompts, size, **options):
-  """Largest difference of a pixel between diffusers' images and ours."""
-  side = size // model.configs["vae"].factor
-  shape = (side, side, model.configs["vae"].latent_channels)
-  xt = text_to_image.noise(jax.random.key(5), np.arange(len(prompts)), shape)
-  ours = text_to_image.generate(
-    model, prompts, size=size, xt=xt, batch_size=len(prompts), **options
-  )
-  # At the size that the folder states.
-  other = theirs(folder, prompts, xt, options["steps"], options["guidance"])
-  assert other.shape == ours.shape
-  assert ours.std() > 0.05
-  return np.abs(ours - other).max()
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +66,7 @@ def test_diffusers_makes_our_images(
   model = model._replace(design=model.design._replace(prediction=prediction))
   # The last is longer than the tower's eight tokens.
   prompts = ("a red hat", "", "a very long photo of green and of red and more")
-  difference = compare(
+  difference = theirs.compare(
     model,
     f"{tmp_path}/export",
     prompts,
@@ -106,7 +75,7 @@ def test_diffusers_makes_our_images(
     steps=steps,
     guidance=3.0,
   )
-  assert difference < TOLERANCE
+  assert difference < theirs.TOLERANCE
 
 
 @pytest.mark.skipif(not QUICKSTART, reason="CC_JAX_QUICKSTART is not set")
@@ -121,8 +90,8 @@ def test_diffusers_makes_the_quickstarts_images(sampler, tmp_path, monkeypatch):
   ]
   made = toys.cli.arguments(["export", *where])[1]
   model = text_to_image.make(made)
-  export.pipeline(made, made.export.folder)
-  difference = compare(
+  export.pipeline(made, QUICKSTART)
+  difference = theirs.compare(
     model,
     made.export.folder,
     [*made.sample.prompts[:4], "a picture of a nine"],
@@ -131,7 +100,7 @@ def test_diffusers_makes_the_quickstarts_images(sampler, tmp_path, monkeypatch):
     steps=made.sample.steps,
     guidance=made.sample.guidance,
   )
-  assert difference < TOLERANCE
+  assert difference < theirs.TOLERANCE
 
 
 def test_a_pipeline_says_what_it_is_and_what_it_learned_from(shared, tmp_path):
@@ -219,3 +188,122 @@ def test_the_scaling_factor_gives_latents_unit_variance(shared, exported_vae):
   factor = loaded.config.scaling_factor
   assert factor * z.std() == pytest.approx(1, abs=0.02)
   assert loaded.config.sample_size == tiny.SIZE
+
+
+@pytest.mark.parametrize("make", [tiny.config, toys.sdxl, toys.pixart])
+def test_the_check_opens_what_was_written(make, tmp_path_factory, tmp_path):
+  made = make(
+    tiny.shared(tmp_path_factory),
+    tmp_path,
+    export__check=True,
+    export__dtype="bfloat16",
+    sample__steps=4,
+    # Of the training; the check computes in float32 on both sides.
+    train__dtype="bfloat16",
+  )
+  toys.write_checkpoint(made)
+  assert export.main(made, str(tmp_path)) == f"{tmp_path}/export"
+  # Other weights than the scheduler's prediction is for: another image.
+  file = tmp_path / "export/scheduler/scheduler_config.json"
+  text = file.read_text().replace('"epsilon"', '"v_prediction"')
+  file.write_text(text)
+  with pytest.raises(ValueError, match="diffusers makes another image of"):
+    export.check(made)
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (["check=true", "sample.sampler=ddpm"], ["set sample.sampler=ddim"]),
+    (["check=true", "train.task=autoencoder"], ["the task is autoencoder"]),
+    (["dtype=int8"], ["export.dtype='int8'", "bfloat16"]),
+    (["part=raw"], ["export.part='raw'", "ema or params"]),
+    (["push=a/b", "folder=gs://bucket/x"], ["export.push", "gs://bucket/x"]),
+  ],
+)
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(
+  flags, words, shared, tmp_path, capsys
+):
+  data, workdir = shared
+  flags = [f"export.{f}" if "." not in f.split("=")[0] else f for f in flags]
+  flags = [f"--config.{flag}" for flag in flags]
+  place = f"--config.train.checkpoints={workdir}/checkpoints"
+  status = toys.run("export", data, tmp_path, place, *flags)
+  toys.check_refused(capsys, status, *words)
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_check_says_what_to_install(monkeypatch, shared, tmp_path):
+  monkeypatch.setitem(sys.modules, "diffusers", None)
+  made = tiny.config(shared[0], tmp_path, export__check=True)
+  with pytest.raises(ValueError, match=r"pip install 'diffusers>=.*' torch"):
+    export.main(made, str(tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
+def test_raw_weights_are_written_when_asked_for(shared, tmp_path):
+  made = tiny.config(shared[0], tmp_path, export__part="params")
+  toys.write_checkpoint(made)
+  params = checkpoint.load(made.train.checkpoints, "params")
+  opened = checkpoint.manager(made.train.checkpoints, async_=False)
+  state = {
+    "ema": jax.tree.map(lambda x: x * 0, params),
+    "params": params,
+    "step": np.int32(2),
+  }
+  checkpoint.save(opened, 2, state, {"next_index": 0}, {})
+  checkpoint.close(opened)
+  export.main(made, str(tmp_path))
+  loaded = hub.load(f"{tmp_path}/export/unet", "unet")
+  assert tiny.largest_difference(loaded.params, params["unet"]) == 0
+
+
+class Hub:
+  """What is asked of the hub."""
+
+  def __init__(self, error=None):
+    self.error, self.calls = error, []
+
+  def create_repo(self, *args, **options):
+    if self.error:
+      raise self.error
+    self.calls.append(("create_repo", args, options))
+
+  def upload_folder(self, **options):
+    self.calls.append(("upload_folder", (), options))
+
+
+def test_a_folder_is_pushed_with_the_revision(shared, tmp_path, monkeypatch):
+  api = Hub()
+  monkeypatch.setattr(export.huggingface_hub, "HfApi", lambda: api)
+  data, workdir = shared
+  flags = ["export.push=ann/tiny", "export.private=false"]
+  place = f"--config.train.checkpoints={workdir}/checkpoints"
+  flags = [place, *(f"--config.{flag}" for flag in flags)]
+  assert toys.run("export", data, tmp_path, *flags) == 0
+  (_, name, options), (_, _, upload) = api.calls
+  assert name == ("ann/tiny",)
+  assert options == {"private": False, "exist_ok": True}
+  assert upload["repo_id"] == "ann/tiny"
+  assert upload["folder_path"] == f"{tmp_path}/export"
+  revision = versions.code()["revision"] or "no revision"
+  assert upload["commit_message"] == f"cc_jax export, {revision}"
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    errors.LocalTokenNotFoundError("Token is required\nand more"),
+    errors.OfflineModeIsEnabled("offline mode is enabled"),
+    errors.HTTPError("Name or service not known"),
+    errors.HFValidationError("Repo id must be ..."),
+  ],
+)
+def test_a_push_that_fails_is_one_line(error, tmp_path, monkeypatch):
+  monkeypatch.setattr(export.huggingface_hub, "HfApi", lambda: Hub(error))
+  with pytest.raises(ValueError, match="cannot push") as raised:
+    export.push(str(tmp_path), "ann/tiny", private=True)
+  message = str(raised.value)
+  assert "\n" not in message
+  assert "hf auth login" in message
+  assert str(error).partition("\n")[0] in message

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Net's output is zero at first, so first losses have closed forms."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import toys
 
 from cc_jax.core import tree
 from cc_jax.data import tokenize
@@ -126,21 +129,13 @@ def test_a_text_tower_without_weights_must_be_trained(data):
     make(data, latent_diffusion__train_text=False)
 
 
-def test_a_share_of_captions_is_replaced_by_the_empty_one():
+def test_dropped_captions_are_replaced_by_the_empty_one():
   empty = np.arange(5, dtype=np.int32)
-  tokens = jnp.arange(100, 100 + 5000 * 5, dtype=jnp.int32).reshape(5000, 5)
-  out = latent_diffusion.drop(tokens, empty, 0.1, jax.random.key(0))
-  is_empty = np.all(np.asarray(out) == empty, axis=1)
-  # Four standard deviations.
-  assert is_empty.mean() == pytest.approx(0.1, abs=4 * (0.09 / 5000) ** 0.5)
-  np.testing.assert_array_equal(out[~is_empty], tokens[~is_empty])
-
-
-@pytest.mark.parametrize(("rate", "kept"), [(0.0, True), (1.0, False)])
-def test_none_or_all_captions_are_dropped(rate, kept):
-  empty, tokens = np.zeros(3, np.int32), jnp.ones((50, 3), jnp.int32)
-  out = latent_diffusion.drop(tokens, empty, rate, jax.random.key(0))
-  np.testing.assert_array_equal(out, tokens if kept else tokens * 0)
+  tokens = jnp.arange(100, 140, dtype=jnp.int32).reshape(8, 5)
+  dropped = jnp.arange(8) % 3 == 0
+  out = latent_diffusion.drop(tokens, empty, dropped)
+  assert (np.asarray(out)[dropped] == empty).all()
+  np.testing.assert_array_equal(out[~dropped], tokens[~dropped])
 
 
 def trained(task, key=3):
@@ -216,3 +211,75 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_weights(data, plain):
   flat = lambda grads: np.concatenate([np.ravel(g) for g in grads.values()])
   a, b = flat(exact), flat(rounded)
   assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
+
+
+@pytest.fixture
+def xl(data, batch, tmp_path):
+  """SDXL's task, its weights, and 8 rows with sizes."""
+  size = jnp.tile(jnp.array([[300, 400]], jnp.int32), (8, 1))
+  rows = {name: value[:8] for name, value in batch.items()}
+  rows |= {"size": size, "crop": size * 0}
+
+  def task(**fields):
+    task = tasks.make(toys.sdxl(data, tmp_path, **fields))
+    return task, trained(task), rows
+
+  return task
+
+
+def test_sdxl_reads_both_towers_and_the_sizes(xl):
+  task, params, rows = xl(latent_diffusion__drop_caption=0.0)
+  assert task.features[-2:] == ("size", "crop")
+  assert set(params) == {"unet", "text", "text_2"}
+  at = lambda params, rows: task.loss(params, rows, jax.random.key(1))[0]
+  loss, grads = jax.jit(jax.value_and_grad(at))(params, rows)
+  for name in params:
+    assert any(np.any(grad) for grad in jax.tree.leaves(grads[name])), name
+  at = jax.jit(at)
+  assert float(at(params, rows)) == pytest.approx(float(loss), rel=1e-5)
+  for name in ("size", "crop", "tokens"):
+    assert at(params, rows | {name: rows[name] + 1}) != at(params, rows), name
+
+
+@pytest.mark.parametrize("zero_empty", [False, True])
+def test_without_captions_sdxl_reads_the_sizes_alone(zero_empty, xl):
+  fields = {"latent_diffusion__drop_caption": 1.0}
+  task, params, rows = xl(model__zero_empty=zero_empty, **fields)
+  at = jax.jit(lambda rows: task.loss(params, rows, jax.random.key(1))[0])
+  assert at(rows | {"tokens": rows["tokens"] + 1}) == at(rows)
+  assert at(rows | {"size": rows["size"] + 1}) != at(rows)
+
+
+def test_sizes_are_height_and_width_of_original_crop_and_image():
+  rows = {
+    "latent_mean": jnp.zeros((1, 4, 6, 3)),
+    "size": jnp.array([[300, 400]]),
+    "crop": jnp.array([[0, 17]]),
+  }
+  found = latent_diffusion.sizes(rows, 8)
+  assert found.tolist() == [[300, 400, 0, 17, 32, 48]]
+
+
+def test_each_tower_has_its_padding_and_a_mask_to_the_end():
+  towers = {
+    "text": types.SimpleNamespace(eos_token_id=9, pad_token_id=9),
+    "text_2": types.SimpleNamespace(eos_token_id=9, pad_token_id=0),
+  }
+  tokens = jnp.array([[1, 5, 9, 9], [1, 9, 9, 9]])
+  first, second = latent_diffusion.captions(tokens, towers)
+  np.testing.assert_array_equal(first.tokens, tokens)
+  assert second.tokens.tolist() == [[1, 5, 9, 0], [1, 9, 0, 0]]
+  assert first.mask.tolist() == [[True] * 3 + [False], [True] * 2 + [False] * 2]
+
+
+def test_pixart_learns_the_noise_and_not_yet_its_variance(
+  data, batch, tmp_path
+):
+  rows = {name: value[:8] for name, value in batch.items()}
+  with pytest.raises(ValueError, match="set out_channels=4"):
+    tasks.make(toys.pixart(data, tmp_path))
+  made = toys.pixart(data, tmp_path)
+  with made.unlocked():
+    made.model.transformer.out_channels = 4
+  loss, mse = first_loss(tasks.make(made), rows)
+  assert loss == mse == pytest.approx(1, abs=0.15)
