@@ -19,7 +19,9 @@ what changes is mostly the high frequencies, and bands are of similar ones.
 
 tests/data/test_duplicates.py measures it on 3,409 photographs of clothes, many
 of them of T-shirts on the same ground; its docstring has the table from which
-`THRESHOLD` was chosen.
+`THRESHOLD` was chosen. Two million made-up hashes were searched at 125,000
+probes a second on one core. At that speed 70 million pictures take 20 minutes
+whole and mirrored, and 30 hours with the parts.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -174,8 +176,8 @@ class Index(NamedTuple):
 def index(hashes: UInt64[np.ndarray, "n 4"], width: int | None = None) -> Index:
   """Makes an index, by default of one hash a value of a band.
 
-  It takes 8 to 12 bytes a band and hash: 70 million hashes make 9 bands of 27
-  bits, 6 GB, beside the hashes' own 2.2 GB.
+  It takes 4 bytes a hash and 4 a value for each band: 70 million hashes make 9
+  bands of 27 bits, 7.4 GB, beside the hashes' own 2.2 GB.
   """
   width = width or min(27, max(12, (max(1, len(hashes) - 1)).bit_length()))
   count = BITS // width
@@ -229,7 +231,8 @@ def find(
 
   Args:
     read: yields the signatures in blocks, twice the same. They are not kept:
-      memory is 60 bytes a picture for its hash, key and rank, and the index.
+      memory is about 250 bytes a picture, for hashes, keys of 64 bytes, places
+      and `index`.
     keys: of the pictures; equal ones are exact copies.
     rank: the lower, the rather kept; no two are equal.
     threshold: most bits between copies; under 0 finds exact copies only.

@@ -22,6 +22,7 @@ import numpy as np
 _HERE = pathlib.Path(__file__).parent
 # Places of ticks within a factor of ten.
 _TICKS = (1, 1.5, 2, 3, 4, 5, 6, 8)
+_WIDE = 400  # Of charts, in pixels.
 PAGE = 48
 """Pictures that are shown at once."""
 
@@ -145,7 +146,7 @@ def histogram(
     high = float(edges[-1])
   counts, _ = np.histogram(array, edges)
   left, right = float(to(low)), float(to(high))
-  place = lambda x: 480 * (float(to(x)) - left) / (right - left)
+  place = lambda x: _WIDE * (float(to(x)) - left) / (right - left)
   shapes = []
   for start, end, count in zip(edges, edges[1:], counts, strict=False):
     if count:
@@ -158,19 +159,19 @@ def histogram(
       )
   top = int(np.argmax(counts))
   x = (place(float(edges[top])) + place(float(edges[top + 1]))) / 2
-  anchor = "start" if x < 24 else "end" if x > 456 else "middle"
+  anchor = "start" if x < 24 else "end" if x > _WIDE - 24 else "middle"
   shapes.append(
     f'<text x="{x:.1f}" y="9" text-anchor="{anchor}">{counts.max():,}</text>'
   )
-  shapes.append('<line x1="0" x2="480" y1="134.5" y2="134.5"/>')
+  shapes.append(f'<line x1="0" x2="{_WIDE}" y1="134.5" y2="134.5"/>')
   ticks = names or {x: _number(x) for x in _ticks(low, high, logarithmic)}
   taken = -99.0
   for value, name in sorted(ticks.items()):
     x = place(value) if low <= value <= high else -1
     # Neither outside nor on the one before.
-    if 0 <= x <= 480 and x - taken > 44:
+    if 0 <= x <= _WIDE and x - taken > 44:
       taken = x
-      anchor = "start" if x < 16 else "end" if x > 464 else "middle"
+      anchor = "start" if x < 16 else "end" if x > _WIDE - 16 else "middle"
       shapes.append(
         f'<text x="{x:.1f}" y="152" text-anchor="{anchor}">'
         f"{escape(name)}</text>"
@@ -179,7 +180,7 @@ def histogram(
   label = escape(f"{title}: {len(array):,} values, median {middle}")
   return (
     f'<h3>{escape(title)} <span class="soft">· median {middle}</span></h3>'
-    f'<svg viewBox="0 0 480 158" role="img" aria-label="{label}">'
+    f'<svg viewBox="0 0 {_WIDE} 158" role="img" aria-label="{label}">'
     f"{''.join(shapes)}</svg>"
   )
 

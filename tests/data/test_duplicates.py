@@ -1,7 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copies of pictures that have been changed, and pictures that are only alike.
 
-TABLE
+Percent of 500 photographs of clothes of which a changed copy is found, and pairs
+that are found among all 3,409 originals, looked at by eye; with bands of 12
+bits, and in the last column of 27, as for seventy million pictures:
+
+    bits at most                  24    31    36    40    44    48    36
+    JPEG of quality 75         100.0 100.0 100.0 100.0 100.0 100.0 100.0
+    JPEG of quality 50         100.0 100.0 100.0 100.0 100.0 100.0 100.0
+    JPEG of quality 30         100.0 100.0 100.0 100.0 100.0 100.0 100.0
+    WebP of quality 80         100.0 100.0 100.0 100.0 100.0 100.0 100.0
+    PNG                        100.0 100.0 100.0 100.0 100.0 100.0 100.0
+    half the size              100.0 100.0 100.0 100.0 100.0 100.0 100.0
+    1.5 times the size         100.0 100.0 100.0 100.0 100.0 100.0 100.0
+    left and right exchanged   100.0 100.0 100.0 100.0 100.0 100.0 100.0
+    30 % brighter               97.4 100.0 100.0 100.0 100.0 100.0  93.6
+    30 % darker                100.0 100.0 100.0 100.0 100.0 100.0 100.0
+    40 % more contrast         100.0 100.0 100.0 100.0 100.0 100.0  99.4
+    a line of text              71.4  87.6  95.8  98.4  99.0  99.2  74.0
+    5 % of one side cut off     99.6  99.8 100.0 100.0 100.0 100.0  99.0
+    10 % of one side cut off    99.2  99.8 100.0 100.0 100.0 100.0  99.0
+    20 % of one side cut off    98.4  99.2  99.6  99.6  99.8  99.8  98.8
+    5 % of both sides cut off   41.8  74.4  91.0  97.2  99.2  99.6  63.8
+    10 % of both sides cut off  37.4  67.2  83.6  92.2  97.4  98.8  56.6
+    20 % of both sides cut off  14.4  28.2  40.4  47.0  60.0  73.8  27.0
+    pairs of originals             1     1     1     2     7    13
+    of them no copies              0     0     0     1     6    12
+
+Up to 36 bits nothing is found that is no copy: one photograph is there twice,
+in two classes. What comes next is white T-shirts on the same red ground. Parts
+are cut off at random places. Made by
+
+    pytest --slow -s tests/data/test_duplicates.py -k recall
 """
 
 import io
@@ -229,7 +259,7 @@ CHANGES = {
 
 
 @pytest.mark.slow
-def test_recall_and_precision_on_photographs(capsys):
+def test_recall_and_precision_on_photographs():
   """Prints the table above; `-s` shows it."""
   files = sorted(CLOTHING.glob("*/*/*.jpg"))
   if not files:
@@ -238,27 +268,25 @@ def test_recall_and_precision_on_photographs(capsys):
   rng = np.random.default_rng(0)
   chosen = np.sort(rng.choice(len(files), 500, replace=False))
   thresholds = (24, 31, 36, 40, 44, 48)
-  # The width of seventy million images, too: fewer bands to agree in.
-  widths = (None, 27)
+  # Of 3,409 pictures and of seventy million: fewer bands to agree in.
+  widths = (12, 27)
   found = {}
   for name, change in CHANGES.items():
     made = []
     for row in chosen:
       picture = Image.open(files[row]).convert("RGB")
       made.append(duplicates.signature(change(picture, rng)))
-    # Only pairs of an original and its own copy are looked at.
+    # Each original and its own copy, compared as `search` would.
     far = {width: np.full(500, 999) for width in widths}
-    hashes = duplicates.bits(np.stack(made))
-    for width, best in far.items():
-      table = duplicates.index(duplicates.pack(hashes), width)
-      for window in [((0.0, 1.0), (0.0, 1.0)), *duplicates.WINDOWS]:
-        plain = duplicates.bits(own[chosen], *window)
-        for probes in (plain, duplicates.mirrored(plain)):
-          for probe, row, bits in duplicates.search(
-            table, probes, max(thresholds)
-          ):
-            same = probe == row
-            np.minimum.at(best, probe[same], bits[same])
+    copies = duplicates.bits(np.stack(made))
+    for window in [((0.0, 1.0), (0.0, 1.0)), *duplicates.WINDOWS]:
+      plain = duplicates.bits(own[chosen], *window)
+      for probes in (plain, duplicates.mirrored(plain)):
+        apart = (probes != copies).sum(1)
+        for width, best in far.items():
+          both = [duplicates.bands(x, width) for x in (probes, copies)]
+          shared = (both[0] == both[1]).any(1)
+          np.minimum(best, np.where(shared, apart, 999), out=best)
     found[name] = [
       100 * (best <= t).mean() for best in far.values() for t in thresholds
     ]

@@ -191,7 +191,7 @@ def test_a_histogram_holds_every_value():
       counted = re.findall(r": ([\d,]+)</title>", made)
       assert sum(int(n.replace(",", "")) for n in counted) == len(values)
       places = [float(x) for x in re.findall(r' x="([\d.-]+)"', made)]
-      assert all(0 <= x <= 481 for x in places)
+      assert all(0 <= x <= 401 for x in places)
 
 
 def opened(work, fragment):
