@@ -22,12 +22,14 @@ from cc_jax.core import config as configs
 STAGES = {
   "quickstart": ("cc_jax.quickstart", "all of it, on images that pip brings"),
   "catalogue": ("cc_jax.stages.catalogue", "images in, by licence"),
+  "deduplicate": ("cc_jax.stages.deduplicate", "leaves out copies of images"),
   "caption": ("cc_jax.stages.caption", "a caption for each image"),
   "encode": ("cc_jax.stages.encode", "images to latents, captions to tokens"),
   "train": ("cc_jax.stages.train", "trains what the config names"),
   "sample": ("cc_jax.stages.sample", "prompts to images"),
   "evaluate": ("cc_jax.stages.evaluate", "how good a checkpoint is"),
   "export": ("cc_jax.stages.export", "a checkpoint to a diffusers folder"),
+  "report": ("cc_jax.stages.report", "one HTML page of a dataset"),
   "bench": ("cc_jax.stages.bench", "speed of the loader and the train step"),
 }
 

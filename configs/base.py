@@ -38,6 +38,15 @@ def get_config(arg: str = "") -> ConfigDict:
     )
   )
 
+  config.deduplicate = ConfigDict()
+  config.deduplicate.images = "{workdir}/catalogue"
+  config.deduplicate.signatures = "{workdir}/signatures"
+  config.deduplicate.duplicates = "{workdir}/duplicates.jsonl"
+  config.deduplicate.folder = "{workdir}/deduplicated"
+  config.deduplicate.threshold = 36  # Of 256 bits; -1 for exact copies only.
+  config.deduplicate.crops = True  # Look for parts of images, too.
+  config.deduplicate.max_pixels = 2**27  # As in catalogue.max_pixels.
+
   config.caption = ConfigDict()
   config.caption.images = "{workdir}/catalogue"
   config.caption.folder = "{workdir}/captions"
@@ -140,6 +149,15 @@ def get_config(arg: str = "") -> ConfigDict:
   config.evaluate.recognise.each = 0  # Images a title; 0 for none.
   config.evaluate.recognise.templates = ("a photo of {title}",)
   config.evaluate.recognise.side = 8  # Pixels a side that are compared.
+
+  config.report = ConfigDict()
+  config.report.images = "{workdir}/catalogue"
+  config.report.captions = ""  # A side folder of captions, or none.
+  config.report.duplicates = "{workdir}/duplicates.jsonl"  # Where there is one.
+  config.report.page = "{workdir}/report.html"
+  config.report.records = 20_000  # That are measured, drawn at random.
+  config.report.gallery = 200  # Of these, how many are shown.
+  config.report.thumbnail = 240  # Their longer side, in pixels.
 
   config.bench = ConfigDict()
   config.bench.loader_seconds = 3.0  # 0 leaves the loader out.

@@ -30,6 +30,7 @@ ELSEWHERE = {
   "core/spelling": "tests/core/test_convert.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
   "data/ledger": "tests/data/test_passes.py",
+  "data/page": "tests/stages/test_report.py",
   "data/records": "tests/data/test_shards.py",
   "models/attention": "tests/models/test_layers.py",
   "models/autoencoder_blocks": "tests/models/test_vqgan.py",

@@ -24,7 +24,7 @@ import tqdm
 from cc_jax.core import files, hardware
 
 # Columns for the name of the stage, which begins every line about it.
-MARGIN = 11
+MARGIN = 12
 # Seconds between plain lines where there is no terminal.
 PATIENCE = 30.0
 # Seconds between uploads of metrics.jsonl: objects in a bucket cannot grow.
@@ -57,7 +57,7 @@ def summary(
   """Prints the last line of a stage: counts, time, and where the result is.
 
   `summary("encode", {"done": 1797, "skipped": 0}, 83, "runs/x")` gives
-  `encode     1,797 done, 0 skipped in 1:23 -> runs/x`.
+  `encode      1,797 done, 0 skipped in 1:23 -> runs/x`.
   """
   text = ", ".join(f"{number:,} {what}" for what, number in counts.items())
   if seconds is not None:

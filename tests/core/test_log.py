@@ -138,8 +138,8 @@ def test_a_stage_ends_with_its_counts(capsys):
   log.summary("catalogue", {"kept": 1790, "rejected": 7}, 83.2, "runs/x")
   out = capsys.readouterr().out.splitlines()
   assert out == [
-    "catalogue  1,797 images of digits",
-    "catalogue  1,790 kept, 7 rejected in 1:23 -> runs/x",
+    "catalogue   1,797 images of digits",
+    "catalogue   1,790 kept, 7 rejected in 1:23 -> runs/x",
   ]
 
 
@@ -156,7 +156,7 @@ def test_progress_without_a_terminal_is_plain_lines(capsys, monkeypatch):
     monkeypatch.setattr(log, "PATIENCE", 0.0)
     advance(20, loss=0.12345)
   line = capsys.readouterr().err
-  assert line.startswith("train      80/100 steps  ")
+  assert line.startswith("train       80/100 steps  ")
   assert "steps/s" in line
   assert line.endswith(" left  loss 0.1235\n") or "loss 0.1234" in line
   assert "\r" not in line
