@@ -3,6 +3,7 @@
 
     .pass/pass.json                  what the folder is being made from
     .pass/SPLIT-00000-of-00016.json  counts and rejects of a finished shard
+    .pass/SPLIT-00000-of-00016.parquet  and its rows of ATTRIBUTION.parquet
 
 These files stay: they are how a later run knows that nothing is left to do.
 Neither times nor hosts nor the number of processes are written, and every
@@ -17,7 +18,7 @@ import os
 from typing import Any, NamedTuple
 
 from cc_jax.core import files
-from cc_jax.data import records, shards
+from cc_jax.data import attribution, records, shards
 
 FOLDER = ".pass"
 
@@ -44,6 +45,7 @@ def begin(folder: str, settings: Mapping[str, Any]) -> Ledger:
     ValueError: if the folder holds anything else, or was begun with other
       settings.
   """
+  shards.check_no_removal(folder)
   # As it will be read back: tuples become lists.
   settings = json.loads(files.to_json(settings))
   path = os.path.join(folder, FOLDER, "pass.json")
@@ -107,9 +109,14 @@ def save(
   files.write_json(_path(ledger, split, shard), notes)
 
 
-def _path(ledger: Ledger, split: str, shard: int) -> str:
+def attribution_path(ledger: Ledger, split: str, shard: int) -> str:
+  """Where the attribution of a shard is kept."""
+  return _path(ledger, split, shard, ".parquet")
+
+
+def _path(ledger: Ledger, split: str, shard: int, suffix: str = ".json") -> str:
   count = ledger.settings["splits"][split]
-  name = f"{split}-{shard:05d}-of-{count:05d}.json"
+  name = f"{split}-{shard:05d}-of-{count:05d}{suffix}"
   return os.path.join(ledger.folder, FOLDER, name)
 
 
@@ -128,36 +135,53 @@ def total(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def finish(ledger: Ledger, fields: Sequence[records.Field]) -> bool:
   """Completes the folder if all its shards are done; says whether it is."""
-  folder, settings, _ = ledger
-  complete = os.path.join(folder, shards.INFO)
-  if not files.path(complete).exists():
-    notes: dict[str, list[dict[str, Any]]] = {}
-    for split, count in settings["splits"].items():
-      notes[split] = []
-      for shard in range(count):
-        if (note := load(ledger, split, shard)) is None:
-          return False
-        notes[split].append(note)
-    every = [note for split in notes.values() for note in split]
-    lines = [
-      json.dumps(reject, ensure_ascii=False) + "\n"
-      for note in every
-      for reject in note["rejects"]
-    ]
-    # Usually one; several when the code was changed between runs.
-    code = []
-    for note in every:
-      if note["code"] not in code:
-        code.append(note["code"])
-    provenance = {**settings, "code": code, "counts": total(every)}
-    sizes = {
-      split: [(note["kept"], note["bytes"]) for note in of_split]
-      for split, of_split in notes.items()
-    }
-    place = os.path.join(folder, shards.REJECTS)
-    files.write_atomic(place, "".join(lines))
-    files.write_json(os.path.join(folder, shards.PROVENANCE), provenance)
-    shards.write_metadata(folder, settings["name"], fields, sizes)
-  for place in (folder, os.path.join(folder, FOLDER)):
+  complete = os.path.join(ledger.folder, shards.INFO)
+  if not files.path(complete).exists() and not describe(ledger, fields):
+    return False
+  for place in (ledger.folder, os.path.join(ledger.folder, FOLDER)):
     files.sweep(place)
+  return True
+
+
+def describe(ledger: Ledger, fields: Sequence[records.Field]) -> bool:
+  """Writes all that is beside the shards, from the notes on them.
+
+  Returns:
+    False, and nothing is written, when a shard is not finished.
+  """
+  folder, settings, _ = ledger
+  notes: dict[str, list[dict[str, Any]]] = {}
+  for split, count in settings["splits"].items():
+    notes[split] = []
+    for shard in range(count):
+      if (note := load(ledger, split, shard)) is None:
+        return False
+      notes[split].append(note)
+  every = [note for split in notes.values() for note in split]
+  lines = [
+    json.dumps(reject, ensure_ascii=False) + "\n"
+    for note in every
+    for reject in note["rejects"]
+  ]
+  # Usually one; several when the code was changed between runs.
+  code = []
+  for note in every:
+    if note["code"] not in code:
+      code.append(note["code"])
+  provenance = {**settings, "code": code, "counts": total(every)}
+  sizes = {
+    split: [(note["kept"], note["bytes"]) for note in of_split]
+    for split, of_split in notes.items()
+  }
+  place = os.path.join(folder, shards.REJECTS)
+  files.write_atomic(place, "".join(lines))
+  if "attribution" in settings:
+    parts = (
+      attribution_path(ledger, split, shard)
+      for split, count in settings["splits"].items()
+      for shard in range(count)
+    )
+    attribution.join(parts, folder)
+  files.write_json(os.path.join(folder, shards.PROVENANCE), provenance)
+  shards.write_metadata(folder, settings["name"], fields, sizes)
   return True

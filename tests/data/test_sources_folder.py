@@ -8,15 +8,19 @@ import pytest
 import toys
 
 from cc_jax.core import config as configs
-from cc_jax.data import passes, sources
+from cc_jax.data import passes, rows, sources_folder
 
 COLUMNS = configs.load("configs/base.py").catalogue.columns.to_dict()
+
+
+def wanted(folder, per_shard=100):
+  return rows.Wanted(str(folder), COLUMNS, per_shard)
 
 
 def read(folder, per_shard=100):
   """What a folder yields, by split."""
   found = collections.defaultdict(list)
-  for piece in sources.folder_pieces(folder, COLUMNS, per_shard):
+  for piece in sources_folder.pieces(wanted(folder, per_shard)):
     entries = list(piece.read())
     assert entries == list(piece.read())
     assert len(entries) == piece.length
@@ -51,7 +55,7 @@ def test_a_row_says_what_its_line_says(tmp_path):
   data = toys.picture(1)
   folder = toys.write_source(tmp_path, [line], {"in/a.png": data})
   ((row,),) = read(folder).values()
-  assert row == sources.Row(
+  assert row == rows.Row(
     where="metadata.jsonl:1 in/a.png",
     image=data,
     sha256="AB",
@@ -68,7 +72,7 @@ def test_columns_can_have_other_names(tmp_path):
   line = {"jpg": "a.png", "caption": "a hat", "usertags": "x, y,,z"}
   toys.write_source(tmp_path, [line], {"a.png": b"."})
   columns = {**COLUMNS, "file": "jpg", "title": "caption"}
-  (piece,) = sources.folder_pieces(str(tmp_path), columns, 9)
+  (piece,) = sources_folder.pieces(rows.Wanted(str(tmp_path), columns, 9))
   (row,) = piece.read()
   assert (row.title, row.tags) == ("a hat", ("x", "y", "z"))
 
@@ -118,8 +122,8 @@ def test_odd_values_do_no_harm(tmp_path):
 
 
 def test_line_ends_blank_lines_and_a_mark_of_byte_order_do_no_harm(tmp_path):
-  rows = [json.dumps(toys.row(f"{i}.png")).encode() for i in range(3)]
-  content = b"\xef\xbb\xbf" + b"\r\n\r\n  \n".join(rows)
+  lines = [json.dumps(toys.row(f"{i}.png")).encode() for i in range(3)]
+  content = b"\xef\xbb\xbf" + b"\r\n\r\n  \n".join(lines)
   folder = toys.write_source(
     tmp_path, [content], {f"{i}.png": b"%d" % i for i in range(3)}
   )
@@ -130,9 +134,9 @@ def test_line_ends_blank_lines_and_a_mark_of_byte_order_do_no_harm(tmp_path):
 
 def test_splits_are_as_the_lines_say(tmp_path):
   splits = ["validation", None, "", "train", "photos_2"]
-  rows = [toys.row(f"{i}.png", split=s) for i, s in enumerate(splits)]
+  lines = [toys.row(f"{i}.png", split=s) for i, s in enumerate(splits)]
   folder = toys.write_source(
-    tmp_path, rows, {f"{i}.png": b"." for i in range(5)}
+    tmp_path, lines, {f"{i}.png": b"." for i in range(5)}
   )
   lengths = {split: len(entries) for split, entries in read(folder).items()}
   assert lengths == {"validation": 1, "train": 3, "photos_2": 1}
@@ -140,8 +144,8 @@ def test_splits_are_as_the_lines_say(tmp_path):
 
 def test_images_that_no_line_names_are_rejects(tmp_path):
   pictures = {"a.png": b"a", "b/c.JPG": b"c", "d.webp": b"d", "notes.txt": b"-"}
-  rows = [toys.row("./a.png")]
-  found = read(toys.write_source(tmp_path, rows, pictures))["train"]
+  lines = [toys.row("./a.png")]
+  found = read(toys.write_source(tmp_path, lines, pictures))["train"]
   assert found[0].image == b"a"
   assert [(e.reason, e.where) for e in found[1:]] == [
     ("not_listed", "b/c.JPG"),
@@ -156,8 +160,8 @@ def test_a_folder_without_a_list_yields_its_images(tmp_path):
   found = read(str(tmp_path))
   assert found == {
     "train": [
-      sources.Row("b.png", b"b.png"),
-      sources.Row("in/a.jpg", b"in/a.jpg"),
+      rows.Row("b.png", b"b.png"),
+      rows.Row("in/a.jpg", b"in/a.jpg"),
     ]
   }
 
@@ -172,7 +176,7 @@ def test_a_name_that_is_not_utf8_can_be_reported(tmp_path):
 
 def test_the_same_image_twice_is_a_duplicate(tmp_path):
   digest = hashlib.sha256(b"x").hexdigest()
-  rows = [
+  lines = [
     toys.row("a.png", sha256=digest, split="validation"),
     toys.row("./a.png"),
     toys.row("b.png", sha256=digest.upper()),
@@ -181,7 +185,7 @@ def test_the_same_image_twice_is_a_duplicate(tmp_path):
     toys.row("d.png"),
   ]
   folder = toys.write_source(
-    tmp_path, rows, {f"{name}.png": b"x" for name in "abcd"}
+    tmp_path, lines, {f"{name}.png": b"x" for name in "abcd"}
   )
   # A shard of one row each: what is a duplicate is not up to the shard.
   found = read(folder, per_shard=1)
@@ -202,11 +206,11 @@ def test_the_same_image_twice_is_a_duplicate(tmp_path):
 
 
 def test_shards_of_a_split_are_even_and_in_order(tmp_path):
-  rows = [toys.row(f"{i}.png") for i in range(10)]
+  lines = [toys.row(f"{i}.png") for i in range(10)]
   folder = toys.write_source(
-    tmp_path, rows, {f"{i}.png": b"%d" % i for i in range(10)}
+    tmp_path, lines, {f"{i}.png": b"%d" % i for i in range(10)}
   )
-  pieces = sources.folder_pieces(folder, COLUMNS, 4)
+  pieces = sources_folder.pieces(wanted(folder, 4))
   assert [(p.index, p.count, p.length) for p in pieces] == [
     (0, 3, 3),
     (1, 3, 3),
@@ -218,14 +222,14 @@ def test_shards_of_a_split_are_even_and_in_order(tmp_path):
 
 def test_a_changed_folder_has_other_inputs(tmp_path):
   folder = toys.write_source(tmp_path, [toys.row("a.png")], {"a.png": b"."})
-  seen = [sources.folder_inputs(folder)]
-  assert seen[0] == sources.folder_inputs(folder)
+  seen = [sources_folder.inputs(wanted(folder))]
+  assert seen[0] == sources_folder.inputs(wanted(folder))
   (tmp_path / "b.png").write_bytes(b".")
-  seen.append(sources.folder_inputs(folder))
+  seen.append(sources_folder.inputs(wanted(folder)))
   toys.write_source(tmp_path, [toys.row("a.png", title="cap")])
-  seen.append(sources.folder_inputs(folder))
+  seen.append(sources_folder.inputs(wanted(folder)))
   (tmp_path / "metadata.jsonl").unlink()
-  seen.append(sources.folder_inputs(folder))
+  seen.append(sources_folder.inputs(wanted(folder)))
   assert all(seen[i] != seen[j] for i in range(4) for j in range(i))
 
 
@@ -237,6 +241,6 @@ def test_no_folder_no_images_and_no_rows_a_shard_are_refused(tmp_path):
     ("", "no folder ''"),
   ):
     with pytest.raises(ValueError, match=words):
-      sources.folder_pieces(folder, COLUMNS, 4)
+      sources_folder.pieces(wanted(folder, 4))
   with pytest.raises(ValueError, match="records_per_shard=0"):
-    sources.folder_pieces(str(tmp_path), COLUMNS, 0)
+    sources_folder.pieces(wanted(tmp_path, 0))
