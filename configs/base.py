@@ -47,6 +47,27 @@ def get_config(arg: str = "") -> ConfigDict:
     )
   )
 
+  config.remove = ConfigDict()
+  config.remove.opt_out = ""  # A list, as catalogue.opt_out.
+  # The catalogue, then all that was made beside it, in the order it was made.
+  config.remove.folders = (
+    "{workdir}/catalogue",
+    "{workdir}/captions",
+    "{workdir}/latents",
+  )
+
+  config.subset = ConfigDict()
+  config.subset.count = 10_000
+  config.subset.by = ""  # Or "licence": each with its share.
+  config.subset.split = "train"  # The other splits are kept whole.
+  config.subset.folder = "{workdir}/subset"
+  config.subset.folders = (  # Aligned ones; each is one in subset.folder.
+    "{workdir}/catalogue",
+    "{workdir}/captions",
+    "{workdir}/latents",
+  )
+  config.subset.records_per_shard = 4096
+
   config.caption = ConfigDict()
   config.caption.images = "{workdir}/catalogue"
   config.caption.folder = "{workdir}/captions"

@@ -68,6 +68,46 @@ def begin(folder: str, settings: Mapping[str, Any]) -> Ledger:
   return Ledger(folder, settings, digest)
 
 
+def resume(folder: str) -> Ledger:
+  """The ledger of a folder that a pass has made.
+
+  Raises:
+    ValueError: if no pass made it.
+  """
+  path = os.path.join(folder, FOLDER, "pass.json")
+  if not files.path(path).exists():
+    raise ValueError(
+      f"{folder} has no {FOLDER}/pass.json, so no stage of cc-jax wrote it; "
+      "make it again from its source"
+    )
+  settings = files.read_json(path)
+  digest = files.sha256(files.to_json(settings).encode())
+  return Ledger(folder, settings, digest)
+
+
+def change(ledger: Ledger, settings: Mapping[str, Any]) -> Ledger:
+  """Gives a finished folder other settings, also in the notes on each shard.
+
+  May be stopped anywhere and called again.
+  """
+  digest = files.sha256(files.to_json(settings).encode())
+  changed = Ledger(ledger.folder, settings, digest)
+  if digest != ledger.digest:
+    for split, count in settings["splits"].items():
+      for shard in range(count):
+        note = peek(ledger, split, shard)
+        if note["settings"] != digest:
+          save(changed, split, shard, note)
+    path = os.path.join(ledger.folder, FOLDER, "pass.json")
+    files.write_json(path, settings)
+  return changed
+
+
+def peek(ledger: Ledger, split: str, shard: int) -> dict[str, Any]:
+  """The notes on a finished shard, whatever settings they are of."""
+  return files.read_json(_path(ledger, split, shard))
+
+
 def _differences(
   begun: Any, now: Any, field: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
@@ -105,8 +145,24 @@ def save(
 
   `notes` has read, kept, rejected, licences, bytes, rejects and code.
   """
-  notes = {"settings": ledger.digest, **notes}
+  notes = {"settings": "", **notes} | {"settings": ledger.digest}
   files.write_json(_path(ledger, split, shard), notes)
+
+
+def owners(
+  ledger: Ledger, dataset: shards.Dataset, split: str, shard: int
+) -> Iterator[dict[str, str]]:
+  """Key, author, licence and so on of each record of a shard, in order.
+
+  The images are read only where no attribution was written.
+  """
+  if "attribution" in ledger.settings:
+    yield from attribution.read(attribution_path(ledger, split, shard))
+    return
+  names = {field.name for field in dataset.fields}
+  wanted = sorted(names & set(attribution.COLUMNS))
+  for example in shards.read(dataset, split, shard, wanted):
+    yield attribution.row(example)
 
 
 def attribution_path(ledger: Ledger, split: str, shard: int) -> str:

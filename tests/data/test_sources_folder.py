@@ -244,3 +244,74 @@ def test_no_folder_no_images_and_no_rows_a_shard_are_refused(tmp_path):
       sources_folder.pieces(wanted(folder, 4))
   with pytest.raises(ValueError, match="records_per_shard=0"):
     sources_folder.pieces(wanted(tmp_path, 0))
+
+
+CSV = """\
+file_name,title,licenseurl,split,nsfw
+a.png,"a hat,
+and a cap",by,,0.5
+b.png,b,by,validation,
+
+c.png,too few
+a.png,again,by,,
+d.png,d,by,,
+"""
+
+
+def test_a_csv_says_what_a_list_of_json_says(tmp_path):
+  for name in "abcd":
+    (tmp_path / f"{name}.png").write_bytes(name.encode())
+  (tmp_path / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + CSV.encode())
+  asked = wanted(tmp_path, 1)._replace(keep=("nsfw",))
+  found = collections.defaultdict(list)
+  for piece in sources_folder.pieces(asked):
+    found[piece.split] += list(piece.read())
+  assert [getattr(e, "reason", "kept") for e in found["train"]] == [
+    "kept",
+    "line_broken",
+    "duplicate",
+    "kept",
+    "not_listed",
+  ]
+  first, *_, last, _ = found["train"]
+  assert first == rows.Row(
+    where="metadata.csv:2 a.png",
+    image=b"a",
+    licence_url="by",
+    title="a hat,\nand a cap",
+    more={"nsfw": "0.5"},
+  )
+  assert (last.title, last.where) == ("d", "metadata.csv:8 d.png")
+  assert found["train"][1].where == "metadata.csv:6"
+  assert [row.title for row in found["validation"]] == ["b"]
+
+
+def test_a_csv_that_is_not_utf8_or_never_ends_a_cell_is_rejected(tmp_path):
+  (tmp_path / "a.png").write_bytes(b".")
+  content = b"file_name,title\na.png,\xff\na.png," + b'"' + b"x\n" * 100_000
+  (tmp_path / "metadata.csv").write_bytes(content)
+  found = read(tmp_path)["train"]
+  assert {entry.reason for entry in found} == {"line_broken", "duplicate"}
+
+
+def test_text_beside_an_image_is_its_title(tmp_path):
+  for name in ("a.png", "in/b.png", "c.png", "d.png"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b".")
+  (tmp_path / "a.txt").write_text("ein Hütchen\n")
+  (tmp_path / "in/b.txt").write_text("b")
+  (tmp_path / "c.txt").write_bytes(b"\xff\xfe\xfa")
+  found = read(tmp_path)["train"]
+  assert [getattr(e, "title", "") or e[0] for e in found] == [
+    "ein Hütchen",
+    "line_broken",
+    "d.png",
+    "b",
+  ]
+
+
+def test_two_lists_are_refused(tmp_path):
+  for name in sources_folder.LISTS:
+    (tmp_path / name).write_text("")
+  with pytest.raises(ValueError, match=r"metadata\.jsonl and metadata\.csv"):
+    sources_folder.pieces(wanted(tmp_path))
