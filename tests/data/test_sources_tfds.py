@@ -104,7 +104,7 @@ def test_what_is_no_data_set_for_us_is_refused(folder):
   with pytest.raises(ValueError, match="no column 'picture' with the image"):
     sources.pieces(wanted(folder, columns=columns), "tfds")
   columns = {**COLUMNS, "image": "label"}
-  with pytest.raises(ValueError, match="'label' of .* is not an image"):
+  with pytest.raises(ValueError, match=r"'label' of .* is not an image"):
     sources.pieces(wanted(folder, columns=columns), "tfds")
   with pytest.raises(ValueError, match="'nowhere' is neither a folder nor"):
     sources.pieces(wanted("nowhere"), "tfds")

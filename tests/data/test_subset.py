@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import collections
+import itertools
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def choose(place, count, by="", seed=1, name="catalogue"):
 def test_so_many_are_drawn_and_more_are_drawn_besides(place):
   drawn = [set(choose(place, count).tolist()) for count in range(1, 17)]
   assert [len(one) for one in drawn] == list(range(1, 17))
-  for smaller, larger in zip(drawn, drawn[1:], strict=False):
+  for smaller, larger in itertools.pairwise(drawn):
     assert smaller < larger
   assert set(choose(place, 8, seed=2).tolist()) != drawn[7]
 
