@@ -14,6 +14,7 @@ import tempfile
 from typing import Any, NamedTuple
 
 import huggingface_hub
+from huggingface_hub import errors
 
 from cc_jax.core import files
 from cc_jax.data import sources_folder
@@ -23,8 +24,8 @@ _HUB = re.compile(
 )
 
 _ERRORS = (
-  huggingface_hub.errors.HfHubHTTPError,
-  huggingface_hub.errors.HFValidationError,
+  errors.HfHubHTTPError,
+  errors.HFValidationError,
   OSError,
 )
 _NO_FOLDER = (*sources_folder.SUFFIXES, sources_folder.SIDECAR)

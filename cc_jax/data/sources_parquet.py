@@ -4,7 +4,8 @@
 CommonCatalog's are so (35 columns, folders like "aspect_ratio_bucket=1-1"), and
 whatever else has bytes of images, plain or as the struct of bytes and path that
 the `datasets` library writes. Names of columns are configured; only those that
-are needed are read, a few rows at a time.
+are needed are read, a few rows at a time: what is held is a page of each
+column, which some writers make as large as a row group, whatever the source.
 
 Pieces are cut by the numbers of rows that the files' ends state, before any row
 is read: row groups follow one another into a shard while they fit, and one that

@@ -94,6 +94,20 @@ def test_shards_are_cut_by_row_groups_and_large_groups_by_rows(tmp_path):
   assert found[4][0].where == "b.parquet:9"
 
 
+def test_memory_does_not_grow_with_a_row_group(tmp_path):
+  image = bytes(100_000)
+  records = [record(i, jpg={"bytes": image}) for i in range(200)]
+  options = {"compression": "none", "use_dictionary": False}
+  path = tmp_path / "a.parquet"
+  write(path, records, group=200, write_batch_size=4, **options)
+  assert path.stat().st_size > 200 * len(image)
+  before = most = pa.total_allocated_bytes()
+  for piece in sources_parquet.pieces(wanted(tmp_path, per_shard=70)):
+    for _ in piece.read():
+      most = max(most, pa.total_allocated_bytes())
+  assert most - before < 80 * len(image)
+
+
 def test_folders_are_columns_and_names_of_files_may_be_splits(tmp_path):
   bucket = "3/aspect_ratio_bucket=1-1/part-0.parquet"
   write(tmp_path / bucket, [record(1)])
