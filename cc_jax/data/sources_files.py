@@ -23,11 +23,8 @@ _HUB = re.compile(
   r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<inside>.*))?"
 )
 
-_ERRORS = (
-  errors.HfHubHTTPError,
-  errors.HFValidationError,
-  OSError,
-)
+# Its bases are OSError and what the HTTP library raises without an answer.
+_ERRORS = (*errors.HfHubHTTPError.__bases__, errors.HFValidationError)
 _NO_FOLDER = (*sources_folder.SUFFIXES, sources_folder.SIDECAR)
 
 
