@@ -30,6 +30,7 @@ setuptools.setup(
     "safetensors>=0.8",
     "jaxtyping>=0.3.11",
     "pillow>=12.3",
+    "pyarrow>=26.0",
     "tensorboardX>=2.6.5",
     "tqdm>=4.70",
   ],

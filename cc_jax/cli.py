@@ -23,6 +23,8 @@ STAGES = {
   "quickstart": ("cc_jax.quickstart", "all of it, on images that pip brings"),
   "catalogue": ("cc_jax.stages.catalogue", "images in, by licence"),
   "deduplicate": ("cc_jax.stages.deduplicate", "leaves out copies of images"),
+  "remove": ("cc_jax.stages.remove", "takes out who does not want to be in"),
+  "subset": ("cc_jax.stages.subset", "so many images of a dataset"),
   "caption": ("cc_jax.stages.caption", "a caption for each image"),
   "encode": ("cc_jax.stages.encode", "images to latents, captions to tokens"),
   "train": ("cc_jax.stages.train", "trains what the config names"),

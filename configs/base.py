@@ -17,22 +17,31 @@ def get_config(arg: str = "") -> ConfigDict:
   config.name = "images"  # The first part of the names of data files.
 
   config.catalogue = ConfigDict()
-  config.catalogue.source = ""  # A folder of images with metadata.jsonl.
+  # A folder of images with metadata.jsonl or .csv, of Parquet files or of
+  # WebDataset tars; "hf://datasets/OWNER/NAME"; a data set of TFDS.
+  config.catalogue.source = ""
+  config.catalogue.format = ""  # folder, parquet, webdataset, tfds; "": look.
+  config.catalogue.url_encoded = False  # Author, title, tags: "Canon+EOS".
   config.catalogue.folder = "{workdir}/catalogue"
   config.catalogue.collection = "commercial"  # Or "non-commercial".
   config.catalogue.licence = ""  # For rows that state none: an id or a URL.
+  config.catalogue.allow = ()  # ("CC0-1.0", "CC-BY"): in place of collection.
+  config.catalogue.filters = ()  # By the source's columns: ("nsfw<0.3",).
+  config.catalogue.opt_out = ""  # A list: data/opt_out.py says of what.
   config.catalogue.min_side = 256  # Smaller images are left out.
   config.catalogue.max_pixels = 2**27  # Larger ones are not decoded.
   config.catalogue.records_per_shard = 4096
   config.catalogue.columns = ConfigDict(  # Ours: the name in the source.
     dict(
-      file="file_name",
+      file="file_name",  # In the list of a folder of images,
+      image="jpg",  # and elsewhere the bytes themselves.
       title="title",
       author="author",
       tags="usertags",
       licence_url="licenseurl",
       licence_name="licensename",
       page_url="pageurl",
+      photo_id="photoid",
       sha256="sha256",
       split="split",
     )
@@ -46,6 +55,26 @@ def get_config(arg: str = "") -> ConfigDict:
   config.deduplicate.threshold = 36  # Of 256 bits; -1 for exact copies only.
   config.deduplicate.crops = True  # Look for parts of images, too.
   config.deduplicate.max_pixels = 2**27  # As in catalogue.max_pixels.
+  config.remove = ConfigDict()
+  config.remove.opt_out = ""  # A list, as catalogue.opt_out.
+  # The catalogue, then all that was made beside it, in the order it was made.
+  config.remove.folders = (
+    "{workdir}/catalogue",
+    "{workdir}/captions",
+    "{workdir}/latents",
+  )
+
+  config.subset = ConfigDict()
+  config.subset.count = 10_000
+  config.subset.by = ""  # Or "licence": each with its share.
+  config.subset.split = "train"  # The other splits are kept whole.
+  config.subset.folder = "{workdir}/subset"
+  config.subset.folders = (  # Aligned ones; each is one in subset.folder.
+    "{workdir}/catalogue",
+    "{workdir}/captions",
+    "{workdir}/latents",
+  )
+  config.subset.records_per_shard = 4096
 
   config.caption = ConfigDict()
   config.caption.images = "{workdir}/catalogue"

@@ -16,7 +16,7 @@ import pytest
 from cc_jax import quickstart
 from cc_jax.core import checkpoint
 from cc_jax.core import config as configs
-from cc_jax.data import catalogue, images, passes, shards, sources
+from cc_jax.data import catalogue, images, passes, rows, shards, sources
 
 ROOT = pathlib.Path(__file__).parents[1]
 WORKDIR = ROOT / os.environ.get("CC_JAX_QUICKSTART", "none")
@@ -58,7 +58,7 @@ def test_the_source_is_real_and_states_its_licences(source):
 def test_the_gate_refuses_photographs_that_state_no_licence(source):
   options = configs.load("configs/quickstart.py:unet").catalogue
   columns = options.columns.to_dict()
-  pieces = sources.folder_pieces(str(source), columns, 10_000)
+  pieces = sources.pieces(rows.Wanted(str(source), columns, 10_000), "")
   (photographs,) = (p for p in pieces if p.split == "photographs")
   found = collections.Counter()
   for row in photographs.read():

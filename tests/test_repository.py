@@ -32,6 +32,8 @@ ELSEWHERE = {
   "data/ledger": "tests/data/test_passes.py",
   "data/page": "tests/stages/test_report.py",
   "data/records": "tests/data/test_shards.py",
+  "data/rows": "tests/data/test_sources_folder.py, and the other readers'",
+  "data/sources_files": "tests/data/test_sources.py",
   "models/attention": "tests/models/test_layers.py",
   "models/autoencoder_blocks": "tests/models/test_vqgan.py",
   "pipelines/reference": "tests/stages/test_bench.py",
@@ -42,6 +44,8 @@ ELSEWHERE = {
   "stages/caption": "tests/tiny.py",
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",
   "stages/encode": "tests/tiny.py",
+  "stages/remove": "tests/data/test_removal.py",
+  "stages/subset": "tests/data/test_subset.py",
 }
 # Groups of a config that base.py does not have, and the stage that reads them.
 GROUPS = {"quickstart": "cc_jax/quickstart.py"}

@@ -3,6 +3,7 @@
 
     .pass/pass.json                  what the folder is being made from
     .pass/SPLIT-00000-of-00016.json  counts and rejects of a finished shard
+    .pass/SPLIT-00000-of-00016.parquet  and its rows of ATTRIBUTION.parquet
 
 These files stay: they are how a later run knows that nothing is left to do.
 Neither times nor hosts nor the number of processes are written, and every
@@ -17,7 +18,7 @@ import os
 from typing import Any, NamedTuple
 
 from cc_jax.core import files
-from cc_jax.data import records, shards
+from cc_jax.data import attribution, records, shards
 
 FOLDER = ".pass"
 
@@ -44,6 +45,7 @@ def begin(folder: str, settings: Mapping[str, Any]) -> Ledger:
     ValueError: if the folder holds anything else, or was begun with other
       settings.
   """
+  shards.check_no_removal(folder)
   # As it will be read back: tuples become lists.
   settings = json.loads(files.to_json(settings))
   path = os.path.join(folder, FOLDER, "pass.json")
@@ -64,6 +66,46 @@ def begin(folder: str, settings: Mapping[str, Any]) -> Ledger:
     )
   digest = files.sha256(files.to_json(settings).encode())
   return Ledger(folder, settings, digest)
+
+
+def resume(folder: str) -> Ledger:
+  """The ledger of a folder that a pass has made.
+
+  Raises:
+    ValueError: if no pass made it.
+  """
+  path = os.path.join(folder, FOLDER, "pass.json")
+  if not files.path(path).exists():
+    raise ValueError(
+      f"{folder} has no {FOLDER}/pass.json, so no stage of cc-jax wrote it; "
+      "make it again from its source"
+    )
+  settings = files.read_json(path)
+  digest = files.sha256(files.to_json(settings).encode())
+  return Ledger(folder, settings, digest)
+
+
+def change(ledger: Ledger, settings: Mapping[str, Any]) -> Ledger:
+  """Gives a finished folder other settings, also in the notes on each shard.
+
+  May be stopped anywhere and called again.
+  """
+  digest = files.sha256(files.to_json(settings).encode())
+  changed = Ledger(ledger.folder, settings, digest)
+  if digest != ledger.digest:
+    for split, count in settings["splits"].items():
+      for shard in range(count):
+        note = peek(ledger, split, shard)
+        if note["settings"] != digest:
+          save(changed, split, shard, note)
+    path = os.path.join(ledger.folder, FOLDER, "pass.json")
+    files.write_json(path, settings)
+  return changed
+
+
+def peek(ledger: Ledger, split: str, shard: int) -> dict[str, Any]:
+  """The notes on a finished shard, whatever settings they are of."""
+  return files.read_json(_path(ledger, split, shard))
 
 
 def _differences(
@@ -103,13 +145,34 @@ def save(
 
   `notes` has read, kept, rejected, licences, bytes, rejects and code.
   """
-  notes = {"settings": ledger.digest, **notes}
+  notes = {"settings": "", **notes} | {"settings": ledger.digest}
   files.write_json(_path(ledger, split, shard), notes)
 
 
-def _path(ledger: Ledger, split: str, shard: int) -> str:
+def owners(
+  ledger: Ledger, dataset: shards.Dataset, split: str, shard: int
+) -> Iterator[dict[str, str]]:
+  """Key, author, licence and so on of each record of a shard, in order.
+
+  The images are read only where no attribution was written.
+  """
+  if "attribution" in ledger.settings:
+    yield from attribution.read(attribution_path(ledger, split, shard))
+    return
+  names = {field.name for field in dataset.fields}
+  wanted = sorted(names & set(attribution.COLUMNS))
+  for example in shards.read(dataset, split, shard, wanted):
+    yield attribution.row(example)
+
+
+def attribution_path(ledger: Ledger, split: str, shard: int) -> str:
+  """Where the attribution of a shard is kept."""
+  return _path(ledger, split, shard, ".parquet")
+
+
+def _path(ledger: Ledger, split: str, shard: int, suffix: str = ".json") -> str:
   count = ledger.settings["splits"][split]
-  name = f"{split}-{shard:05d}-of-{count:05d}.json"
+  name = f"{split}-{shard:05d}-of-{count:05d}{suffix}"
   return os.path.join(ledger.folder, FOLDER, name)
 
 
@@ -128,36 +191,53 @@ def total(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def finish(ledger: Ledger, fields: Sequence[records.Field]) -> bool:
   """Completes the folder if all its shards are done; says whether it is."""
-  folder, settings, _ = ledger
-  complete = os.path.join(folder, shards.INFO)
-  if not files.path(complete).exists():
-    notes: dict[str, list[dict[str, Any]]] = {}
-    for split, count in settings["splits"].items():
-      notes[split] = []
-      for shard in range(count):
-        if (note := load(ledger, split, shard)) is None:
-          return False
-        notes[split].append(note)
-    every = [note for split in notes.values() for note in split]
-    lines = [
-      json.dumps(reject, ensure_ascii=False) + "\n"
-      for note in every
-      for reject in note["rejects"]
-    ]
-    # Usually one; several when the code was changed between runs.
-    code = []
-    for note in every:
-      if note["code"] not in code:
-        code.append(note["code"])
-    provenance = {**settings, "code": code, "counts": total(every)}
-    sizes = {
-      split: [(note["kept"], note["bytes"]) for note in of_split]
-      for split, of_split in notes.items()
-    }
-    place = os.path.join(folder, shards.REJECTS)
-    files.write_atomic(place, "".join(lines))
-    files.write_json(os.path.join(folder, shards.PROVENANCE), provenance)
-    shards.write_metadata(folder, settings["name"], fields, sizes)
-  for place in (folder, os.path.join(folder, FOLDER)):
+  complete = os.path.join(ledger.folder, shards.INFO)
+  if not files.path(complete).exists() and not describe(ledger, fields):
+    return False
+  for place in (ledger.folder, os.path.join(ledger.folder, FOLDER)):
     files.sweep(place)
+  return True
+
+
+def describe(ledger: Ledger, fields: Sequence[records.Field]) -> bool:
+  """Writes all that is beside the shards, from the notes on them.
+
+  Returns:
+    False, and nothing is written, when a shard is not finished.
+  """
+  folder, settings, _ = ledger
+  notes: dict[str, list[dict[str, Any]]] = {}
+  for split, count in settings["splits"].items():
+    notes[split] = []
+    for shard in range(count):
+      if (note := load(ledger, split, shard)) is None:
+        return False
+      notes[split].append(note)
+  every = [note for split in notes.values() for note in split]
+  lines = [
+    json.dumps(reject, ensure_ascii=False) + "\n"
+    for note in every
+    for reject in note["rejects"]
+  ]
+  # Usually one; several when the code was changed between runs.
+  code = []
+  for note in every:
+    if note["code"] not in code:
+      code.append(note["code"])
+  provenance = {**settings, "code": code, "counts": total(every)}
+  sizes = {
+    split: [(note["kept"], note["bytes"]) for note in of_split]
+    for split, of_split in notes.items()
+  }
+  place = os.path.join(folder, shards.REJECTS)
+  files.write_atomic(place, "".join(lines))
+  if "attribution" in settings:
+    parts = (
+      attribution_path(ledger, split, shard)
+      for split, count in settings["splits"].items()
+      for shard in range(count)
+    )
+    attribution.join(parts, folder)
+  files.write_json(os.path.join(folder, shards.PROVENANCE), provenance)
+  shards.write_metadata(folder, settings["name"], fields, sizes)
   return True

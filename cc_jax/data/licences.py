@@ -14,6 +14,7 @@ exceptions are CC0 and the public domain tools, of which there is one version
 each, and Flickr's own wording ("Attribution License"), which meant 2.0.
 """
 
+from collections.abc import Collection, Iterable
 import dataclasses
 import functools
 import re
@@ -48,6 +49,7 @@ REASONS = (
   "licence_conflict",  # URL and name state different licences
   "licence_no_derivatives",  # ND, in any collection
   "licence_non_commercial",  # NC, in the commercial collection
+  "licence_not_allowed",  # none of those that a rule of one's own names
 )
 """Every reason for which `gate` refuses."""
 
@@ -295,8 +297,43 @@ def parse(text: str) -> Licence | None:
   return _TABLE.get(statement)
 
 
+def rule(names: Iterable[str]) -> frozenset[str]:
+  """The ids of the licences that a rule of one's own names.
+
+  Args:
+    names: ids (`CC-BY-2.0`, `CC0-1.0`), or families (`CC-BY`): all versions
+      and ports of one kind, and not of `CC-BY-NC`.
+
+  Raises:
+    ValueError: for a name that is neither, and for a no-derivatives licence.
+  """
+  allowed = []
+  for name in names:
+    found = [x for x in LICENCES if name.upper() in (x.id.upper(), _family(x))]
+    if not found:
+      raise ValueError(
+        f"catalogue.allow names {name!r}; expected an id, such as CC-BY-2.0, "
+        f"or one of {', '.join(sorted({_family(x) for x in LICENCES}))}"
+      )
+    if not all(licence.derivatives for licence in found):
+      raise ValueError(
+        f"catalogue.allow names {name!r}, which forbids derivatives, as a "
+        "model may be; no collection holds it"
+      )
+    allowed += [licence.id for licence in found]
+  return frozenset(allowed)
+
+
+def _family(licence: Licence) -> str:
+  return re.sub(r"-\d\.\d(-[A-Z]+)?$", "", licence.id).upper()
+
+
 def gate(
-  collection: str, *, licence_url: str = "", licence_name: str = ""
+  collection: str,
+  *,
+  licence_url: str = "",
+  licence_name: str = "",
+  allow: Collection[str] = (),
 ) -> Licence | str:
   """Decides whether a work may enter a collection.
 
@@ -308,6 +345,8 @@ def gate(
     collection: one of `COLLECTIONS`.
     licence_url: what the row states as its licence's address.
     licence_name: what the row states as its licence's name, id or Flickr code.
+    allow: ids from `rule`; if there are any, they decide and not the
+      collection.
 
   Returns:
     The licence when the work may be held, else one of `REASONS`.
@@ -330,6 +369,8 @@ def gate(
     return "licence_conflict"
   if not licence.derivatives:
     return "licence_no_derivatives"
+  if allow:
+    return licence if licence.id in allow else "licence_not_allowed"
   if collection == "commercial" and not licence.commercial:
     return "licence_non_commercial"
   return licence

@@ -19,7 +19,7 @@ import os
 from typing import Any, NamedTuple
 
 from cc_jax.core import files, versions
-from cc_jax.data import aligned, ledger, records, shards
+from cc_jax.data import aligned, attribution, ledger, records, shards
 
 
 class Reject(NamedTuple):
@@ -133,6 +133,7 @@ def run(
   inputs: Sequence[Any],
   weights: Mapping[str, str] | None = None,
   keep_all: bool = False,
+  attribute: bool = False,
   code: Mapping[str, Any] | None = None,
   process_index: int = 0,
   process_count: int = 1,
@@ -156,6 +157,7 @@ def run(
     weights: the SHA-256 of the weights that made each feature.
     keep_all: for a side folder, which must stay aligned with its input: a
       reject, or a `key` other than the input's, is an error.
+    attribute: whether to write data/attribution.py's file beside the shards.
     code: recorded as what wrote the shards; `versions.code()` when None.
     process_index: this process, of
     process_count: processes that run the same pass on the same folder.
@@ -191,6 +193,8 @@ def run(
     "inputs": list(inputs),
     "weights": dict(sorted((weights or {}).items())),
   }
+  if attribute:
+    settings["attribution"] = list(attribution.COLUMNS)
   book = ledger.begin(folder, settings)
   code = dict(versions.code() if code is None else code)
   progress = progress or (lambda count: None)
@@ -200,7 +204,10 @@ def run(
     note = ledger.load(book, piece.split, piece.index)
     if note is None:
       entries = _map(piece, fn, batch_size, keep_all, progress)
-      note = _write(folder, name, piece, fields, entries)
+      note, owners = _write(folder, name, piece, fields, entries)
+      if attribute:
+        place = ledger.attribution_path(book, piece.split, piece.index)
+        attribution.write(place, owners)
       ledger.save(book, piece.split, piece.index, {"code": code, **note})
       written += 1
     else:
@@ -302,9 +309,10 @@ def _write(
   piece: Piece,
   fields: Sequence[records.Field],
   entries: Iterator[tuple[Any, Any]],
-) -> dict[str, Any]:
-  """Writes one shard; returns its counts and rejects."""
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+  """Writes one shard; returns its counts and rejects, and its attribution."""
   rejects: list[dict[str, Any]] = []
+  owners: list[dict[str, str]] = []
   licences: collections.Counter[str] = collections.Counter()
   number = itertools.count()
 
@@ -315,6 +323,7 @@ def _write(
         licence = result.get("licence") or _of(entry, "licence")
         if licence:
           licences[licence] += 1
+        owners.append(attribution.row(result))
         yield result
         continue
       where = result.where or _of(entry, "where") or _of(entry, "key") or ""
@@ -340,4 +349,4 @@ def _write(
     "licences": dict(sorted(licences.items())),
     "bytes": size,
     "rejects": rejects,
-  }
+  }, owners

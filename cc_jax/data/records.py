@@ -79,6 +79,16 @@ def _field(name: str, spec: Spec) -> Field:
   )
 
 
+def spec(field: Field) -> Spec:
+  """Returns the spec of which `fields` makes a field."""
+  if field.kind == "texts":
+    return ("text", (None,))
+  if field.kind in ("text", "image"):
+    return field.kind
+  name = field.dtype.name
+  return name if field.kind == "scalar" else (name, field.shape)
+
+
 def connectors(items: Sequence[Field]) -> tfds.features.FeaturesDict:
   """Returns TFDS's features for ours."""
   make = {

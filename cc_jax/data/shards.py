@@ -6,6 +6,8 @@
     NAME-SPLIT.array_record-00000-of-00016 records, each one a tf.Example
     provenance.json                        what made it: see data/passes.py
     rejects.jsonl                          what was left out, and why
+    ATTRIBUTION.parquet                    whose images they are, in a catalogue
+    removal.json                           only while records are taken out
 
 `tfds.builder_from_directory(folder).as_data_source()` and Grain read it without
 TensorFlow. Shards are written `group_size:1,uncompressed`, which is two to
@@ -35,6 +37,7 @@ INFO = "dataset_info.json"
 FEATURES = "features.json"
 PROVENANCE = "provenance.json"
 REJECTS = "rejects.jsonl"
+REMOVAL = "removal.json"
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
@@ -81,8 +84,25 @@ def filename(name: str, split: str, shard: int, count: int) -> str:
   return f"{name}-{split}.array_record-{shard:05d}-of-{count:05d}"
 
 
-def open(folder: str | os.PathLike[str]) -> Dataset:
+def check_no_removal(folder: str) -> None:
+  """Checks that nobody is taking, or stopped taking, records out of a folder.
+
+  Raises:
+    ValueError: if somebody is: some of its shards may be without them already.
+  """
+  if files.path(os.path.join(folder, REMOVAL)).exists():
+    raise ValueError(
+      f"records are being removed from {folder} ({REMOVAL} is there); if "
+      "nobody is at it, run the same `cc-jax remove` again, it goes on"
+    )
+
+
+def open(folder: str | os.PathLike[str], *, removing: bool = False) -> Dataset:
   """Opens a dataset folder, local or `gs://`; reads no record.
+
+  Args:
+    folder: of the dataset.
+    removing: whether it is opened to go on taking records out of it.
 
   Raises:
     ValueError: if the folder is missing, not a dataset, unfinished, without
@@ -105,6 +125,8 @@ def open(folder: str | os.PathLike[str]) -> Dataset:
       f"{folder} is not a dataset: it has no {INFO}; expected a folder that "
       "`cc-jax catalogue` wrote"
     )
+  if not removing:
+    check_no_removal(folder)
   info = files.read_json(os.path.join(folder, INFO))
   if info.get("fileFormat") != "array_record":
     raise ValueError(
@@ -135,7 +157,7 @@ def open(folder: str | os.PathLike[str]) -> Dataset:
           f"{folder} lacks the shard {name}, which its {INFO} lists; copy it "
           "from where the dataset was made, or make it again"
         )
-  if not len(dataset):
+  if not len(dataset) and not removing:
     raise ValueError(
       f"{folder} has no records; its {REJECTS} says what was left out"
     )
@@ -175,6 +197,14 @@ def write(
   Returns:
     The number of records and the number of bytes in them.
   """
+  encoded = (records.encode(fields, example) for example in examples)
+  return write_records(path, encoded)
+
+
+def write_records(
+  path: str | os.PathLike[str], encoded: Iterable[bytes]
+) -> tuple[int, int]:
+  """Writes one shard of records that are encoded already; see `write`."""
   target = os.fspath(path)
   local = target
   if files.is_remote(target):
@@ -185,8 +215,7 @@ def write(
   writer = array_record_module.ArrayRecordWriter(written, WRITER_OPTIONS)
   count = size = 0
   try:
-    for example in examples:
-      record = records.encode(fields, example)
+    for record in encoded:
       writer.write(record)
       count, size = count + 1, size + len(record)
   except BaseException:

@@ -1,30 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cc-jax catalogue: a folder of images to a dataset, by licence."""
+"""cc-jax catalogue: images of any source to a dataset, by licence."""
 
+from collections.abc import Callable, Iterator
 import functools
+from typing import Any
 
 import jax
 import ml_collections
 
 from cc_jax.core import log, versions
-from cc_jax.data import catalogue, licences, passes, sources
+from cc_jax.data import (
+  catalogue,
+  filters,
+  licences,
+  opt_out,
+  passes,
+  rows,
+  sources,
+)
 
 # What decides which images are let in.
-SETTINGS = ("collection", "licence", "min_side", "max_pixels")
+SETTINGS = ("collection", "licence", "min_side", "max_pixels", "url_encoded")
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
   """Lets in what the collection may hold, and counts what it may not.
 
   Raises:
-    ValueError: no such folder or collection, or a default licence that is not
-      a Creative Commons one.
+    ValueError: no such source or collection, a default licence that is not a
+      Creative Commons one, or a rule, filter or opt-out list that cannot be
+      read.
   """
   options = config.catalogue
+  tests = filters.parse(options.filters)
+  opted = opt_out.read(options.opt_out)
   examine = functools.partial(
     catalogue.examine,
     collection=options.collection,
     licence=options.licence,
+    allow=licences.rule(options.allow),
+    opted=opted,
+    tests=tests,
     min_side=options.min_side,
     max_pixels=options.max_pixels,
   )
@@ -35,35 +51,60 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
       f"catalogue.licence={options.licence!r} is not in data/licences.py; "
       "expected an id such as CC-BY-4.0 or the address of its deed"
     )
-  pieces = sources.folder_pieces(
-    options.source,
-    options.columns.to_dict(),
-    options.records_per_shard,
+  wanted = rows.Wanted(
+    source=options.source,
+    columns=options.columns.to_dict(),
+    records_per_shard=options.records_per_shard,
+    keep=tuple(dict.fromkeys(test.column for test in tests)),
+    url_encoded=options.url_encoded,
+    licensed=not options.licence,
   )
-  total = sum(piece.length for piece in pieces)
+  pieces = sources.pieces(wanted, options.format)
+  lengths = [piece.length for piece in pieces]
+  total = None if None in lengths else sum(lengths)
   log.announce(
     "catalogue",
-    f"{total} rows of {options.source} -> {options.folder}, "
-    f"{options.collection} collection",
+    f"{total or 'all'} rows of {options.source} -> {options.folder}, "
+    f"{' '.join(options.allow) or options.collection} collection",
   )
-  with log.progress(total, "catalogue", "images") as progress:
+  shown = (len(pieces), "shards") if total is None else (total, "images")
+  with log.progress(shown[0], "catalogue", shown[1]) as progress:
+    if total is None:
+      # Nobody knows how many rows there are before they have been read.
+      pieces = [_counted(piece, progress) for piece in pieces]
     counts = passes.run(
       options.folder,
       name=config.name,
       stage="catalogue",
       features=catalogue.FEATURES,
       pieces=pieces,
-      fn=lambda rows: [examine(row) for row in rows],
+      fn=lambda batch: [examine(row) for row in batch],
       batch_size=64,
       config={
         **{name: options[name] for name in SETTINGS},
+        "allow": list(options.allow),
+        "filters": list(options.filters),
+        "opt_out": opted.digest,
         "columns": options.columns.to_dict(),
       },
-      inputs=[sources.folder_inputs(options.source)],
+      inputs=[sources.inputs(wanted, options.format)],
+      attribute=True,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
-      progress=progress,
+      progress=None if total is None else progress,
     )
   versions.record(workdir, "catalogue", config)
   log.announce("catalogue", f"{counts}")
   return counts
+
+
+def _counted(
+  piece: passes.Piece, progress: Callable[..., None]
+) -> passes.Piece:
+  """The piece, which says when it has been read."""
+
+  def read() -> Iterator[Any]:
+    yield from piece.read()
+    progress(1)
+
+  return piece._replace(read=read)

@@ -12,14 +12,14 @@ from PIL import Image
 import pytest
 import toys
 
-from cc_jax.data import aligned, catalogue, passes, shards, sources
+from cc_jax.data import aligned, catalogue, passes, rows, shards
 
 SCENE = pictures.saved(pictures.scene(), "JPEG")
 BY_NC = "https://creativecommons.org/licenses/by-nc/2.0/"
 
 
 def examine(image=SCENE, collection="commercial", options=None, **fields):
-  row = sources.Row("line 1", image, **({"licence_url": toys.LICENCE} | fields))
+  row = rows.Row("line 1", image, **({"licence_url": toys.LICENCE} | fields))
   return catalogue.examine(row, collection=collection, **(options or {}))
 
 
@@ -38,6 +38,7 @@ def test_what_enters_keeps_its_bytes_and_its_attribution():
     "title": "Hütchen",
     "tags": ["red"],
     "page_url": "https://e.org/1",
+    "photo_id": "",
     "source": "line 1",
   }
   assert found.keys() == catalogue.FEATURES.keys()
@@ -132,8 +133,8 @@ HARD = {
 def folder(tmp_path_factory):
   """A source with everything that can be wrong, through the stage."""
   place = tmp_path_factory.mktemp("catalogue")
-  rows = [toys.row(name) for name in HARD]
-  rows += [
+  lines = [toys.row(name) for name in HARD]
+  lines += [
     toys.row("good.jpg", sha256=hashlib.sha256(SCENE).hexdigest()),
     toys.row("good.jpg"),
     toys.row("hash.jpg", sha256="0" * 64),
@@ -149,7 +150,7 @@ def folder(tmp_path_factory):
   files |= {
     f"{name}.jpg": SCENE for name in ("good", "hash", "mine", "held", "extra")
   }
-  toys.write_source(place / "source", rows, files)
+  toys.write_source(place / "source", lines, files)
   assert run(place) == 0
   return place
 

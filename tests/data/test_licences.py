@@ -360,3 +360,34 @@ def test_an_unknown_collection_is_an_error_that_names_the_choices():
   message = "unknown collection 'all'; .* has commercial, non-commercial"
   with pytest.raises(ValueError, match=message):
     licences.gate("all", licence_url=BY2)
+
+
+def test_a_rule_of_ones_own_names_ids_and_families():
+  assert licences.rule(["cc-by-2.0", "CC0-1.0"]) == {"CC-BY-2.0", "CC0-1.0"}
+  family = licences.rule(["CC-BY"])
+  assert {"CC-BY-1.0", "CC-BY-4.0", "CC-BY-3.0-DE"} <= family
+  assert not any("NC" in id or "SA" in id for id in family)
+  gate = lambda id: licences.gate("commercial", licence_name=id, allow=family)
+  assert gate("CC-BY-3.0-DE").id == "CC-BY-3.0-DE"
+  assert gate("CC-BY-SA-3.0") == gate("CC0-1.0") == "licence_not_allowed"
+  assert gate("CC-BY-ND-3.0") == "licence_no_derivatives"
+  rule = licences.rule(["CC-BY-NC"])
+  assert not isinstance(
+    licences.gate("commercial", licence_name="CC-BY-NC-2.0", allow=rule), str
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("CC-BY-ND", "forbids derivatives"),
+    ("CC-BY-NC-ND-2.0", "forbids derivatives"),
+    ("BY", "expected an id"),
+    ("CC-BY-9.0", "expected an id"),
+  ],
+)
+def test_a_rule_cannot_name_what_is_never_held(name, words):
+  with pytest.raises(
+    ValueError, match=f"catalogue.allow names '{name}'.*{words}"
+  ):
+    licences.rule([name])

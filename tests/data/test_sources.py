@@ -1,242 +1,166 @@
 # SPDX-License-Identifier: Apache-2.0
-import collections
-import hashlib
-import json
-import os
+"""Which kind a source is, and sources on the hub and in buckets."""
 
+import pathlib
+import shutil
+import types
+
+import buckets
+import huggingface_hub
+import pyarrow as pa
+from pyarrow import parquet
 import pytest
 import toys
 
 from cc_jax.core import config as configs
-from cc_jax.data import passes, sources
+from cc_jax.core import files
+from cc_jax.data import rows, sources, sources_files
 
 COLUMNS = configs.load("configs/base.py").catalogue.columns.to_dict()
 
 
-def read(folder, per_shard=100):
-  """What a folder yields, by split."""
-  found = collections.defaultdict(list)
-  for piece in sources.folder_pieces(folder, COLUMNS, per_shard):
-    entries = list(piece.read())
-    assert entries == list(piece.read())
-    assert len(entries) == piece.length
-    found[piece.split] += entries
-  return found
+def wanted(source, per_shard=2):
+  return rows.Wanted(str(source), COLUMNS, per_shard)
 
 
-def read_line(folder, line, **pictures):
-  """What one line yields, in a folder with that line and a.png."""
-  pictures = {"a.png": toys.picture(0)} | pictures
-  folder = toys.write_source(folder, [line], pictures)
-  (entry,) = (
-    e
-    for entries in read(folder).values()
-    for e in entries
-    if not (isinstance(e, passes.Reject) and e.reason == "not_listed")
-  )
-  return entry
-
-
-def test_a_row_says_what_its_line_says(tmp_path):
-  line = toys.row(
-    "in/a.png",
-    title=" Ein Hütchen ",
-    author="Ann",
-    licensename="CC BY 4.0",
-    pageurl="https://example.org/1",
-    usertags=["red", " blue ", ""],
-    sha256="AB",
-    more={"not": "read"},
-  )
-  data = toys.picture(1)
-  folder = toys.write_source(tmp_path, [line], {"in/a.png": data})
-  ((row,),) = read(folder).values()
-  assert row == sources.Row(
-    where="metadata.jsonl:1 in/a.png",
-    image=data,
-    sha256="AB",
-    licence_url=toys.LICENCE,
-    licence_name="CC BY 4.0",
-    author="Ann",
-    title="Ein Hütchen",
-    tags=("red", "blue"),
-    page_url="https://example.org/1",
-  )
-
-
-def test_columns_can_have_other_names(tmp_path):
-  line = {"jpg": "a.png", "caption": "a hat", "usertags": "x, y,,z"}
-  toys.write_source(tmp_path, [line], {"a.png": b"."})
-  columns = {**COLUMNS, "file": "jpg", "title": "caption"}
-  (piece,) = sources.folder_pieces(str(tmp_path), columns, 9)
-  (row,) = piece.read()
-  assert (row.title, row.tags) == ("a hat", ("x", "y", "z"))
-
-
-BROKEN = {
-  "half a line": b'{"file_name": "a.png", "ti\n',
-  "no object": b'["a.png"]\n',
-  "a number": b"17\n",
-  "two objects": b'{"file_name": "a.png"} {"file_name": "a.png"}\n',
-  "not UTF-8": b'{"file_name": "a.png", "title": "\xff\xfe\xfa"}\n',
-  "half a character": b'{"file_name": "a.png", "title": "\\ud800"}\n',
-  "half a tag": b'{"file_name": "a.png", "usertags": ["\\udc00"]}\n',
-  "no file": b'{"title": "hat"}\n',
-  "an empty file": b'{"file_name": "", "title": "hat"}\n',
-  "brackets": b"[" * 100_000 + b"\n",
-  "a long number": b'{"file_name": ' + b"9" * 5000 + b"}\n",
-  "a split of two words": b'{"file_name": "a.png", "split": "my split"}\n',
-  "a list of splits": b'{"file_name": "a.png", "split": ["train"]}\n',
-  "outside": b'{"file_name": "../a.png"}\n',
-  "outside by a detour": b'{"file_name": "in/../../a.png"}\n',
-  "elsewhere": b'{"file_name": "/etc/passwd"}\n',
-}
-
-
-@pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
-def test_a_broken_line_is_a_reject(line, tmp_path):
-  (tmp_path / "a.png").write_bytes(toys.picture(0))
-  reject = read_line(tmp_path / "source", line)
-  assert reject.reason == "line_broken"
-  assert reject.where == "metadata.jsonl:1"
-  assert reject.detail
+def table(path, count):
+  made = [
+    {"jpg": b"%d" % i, "licenseurl": toys.LICENCE, "photoid": i}
+    for i in range(count)
+  ]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  parquet.write_table(pa.Table.from_pylist(made), path, row_group_size=2)
 
 
 @pytest.mark.parametrize(
-  "file", ["b.png", "in", "a\\u0000.png", "x" * 300, "a.png/b.png"]
+  ("names", "format"),
+  [
+    (["a.jpg"], "folder"),
+    (["metadata.jsonl", "a.parquet"], "folder"),
+    (["0.tar", "0.parquet", "0_stats.json"], "webdataset"),
+    (["a.parquet"], "parquet"),
+    (["3/aspect_ratio_bucket=1-1/a.parquet"], "parquet"),
+    (["3/v1.5/a.tar"], "webdataset"),
+    (["dataset_info.json", "features.json"], "tfds"),
+  ],
 )
-def test_a_file_that_is_not_there_is_a_reject(file, tmp_path):
-  line = b'{"file_name": "%s"}\n' % file.encode()
-  reject = read_line(tmp_path, line, **{"in/c.png": b"."})
-  assert reject.reason == "file_missing"
+def test_a_source_is_known_by_its_files(tmp_path, names, format):
+  for name in names:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b".")
+  assert sources.detect(str(tmp_path)) == format
 
 
-def test_odd_values_do_no_harm(tmp_path):
-  line = toys.row("a.png", title=7, author=None, usertags=5, split=None)
-  row = read_line(tmp_path, line)
-  assert (row.title, row.author, row.tags) == ("7", "", ("5",))
+def test_a_file_is_known_by_its_suffix(tmp_path):
+  (tmp_path / "a.parquet").write_bytes(b".")
+  assert sources.detect(f"{tmp_path}/a.parquet") == "parquet"
+  assert sources.detect("nowhere") == sources.detect("") == "folder"
 
 
-def test_line_ends_blank_lines_and_a_mark_of_byte_order_do_no_harm(tmp_path):
-  rows = [json.dumps(toys.row(f"{i}.png")).encode() for i in range(3)]
-  content = b"\xef\xbb\xbf" + b"\r\n\r\n  \n".join(rows)
-  folder = toys.write_source(
-    tmp_path, [content], {f"{i}.png": b"%d" % i for i in range(3)}
-  )
-  found = read(folder)["train"]
-  assert [row.image for row in found] == [b"0", b"1", b"2"]
-  assert found[1].where == "metadata.jsonl:4 1.png"
+def test_formats_that_are_not_there_are_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"unknown catalogue\.format 'parkett'"):
+    sources.pieces(wanted(tmp_path), "parkett")
+  for format in ("parquet", "webdataset"):
+    with pytest.raises(ValueError, match=f"{tmp_path} has no"):
+      sources.pieces(wanted(tmp_path), format)
 
 
-def test_splits_are_as_the_lines_say(tmp_path):
-  splits = ["validation", None, "", "train", "photos_2"]
-  rows = [toys.row(f"{i}.png", split=s) for i, s in enumerate(splits)]
-  folder = toys.write_source(
-    tmp_path, rows, {f"{i}.png": b"." for i in range(5)}
-  )
-  lengths = {split: len(entries) for split, entries in read(folder).items()}
-  assert lengths == {"validation": 1, "train": 3, "photos_2": 1}
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+  """A hub with one data set; the list of what was downloaded from it."""
+  folder, downloads = tmp_path / "hub", []
+  table(folder / "0/part-0.parquet", 5)
+  table(folder / "1/part-0.parquet", 1)
+  (folder / "README.md").write_text("-")
+
+  class Api:
+    def dataset_info(self, repo, revision):
+      if repo != "common/cc-by":
+        raise OSError(f"404: no {repo}\nand more")
+      return types.SimpleNamespace(sha=f"commit-of-{revision}")
+
+    def list_repo_tree(self, repo, inside, *, recursive, revision, repo_type):
+      assert (recursive, repo_type) == (True, "dataset")
+      assert revision.startswith("commit-of-")
+      for path in sorted((folder / (inside or "")).rglob("*")):
+        name = str(path.relative_to(folder))
+        size = path.stat().st_size if path.is_file() else None
+        entry = types.SimpleNamespace(path=name)
+        if size is not None:
+          entry.size = size
+        yield entry
+
+  def download(repo, name, *, repo_type, revision, local_dir):
+    assert (repo, repo_type) == ("common/cc-by", "dataset")
+    target = pathlib.Path(local_dir) / name
+    target.parent.mkdir(parents=True)
+    shutil.copy(folder / name, target)
+    downloads.append(target)
+    return str(target)
+
+  monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+  monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+  return downloads
 
 
-def test_images_that_no_line_names_are_rejects(tmp_path):
-  pictures = {"a.png": b"a", "b/c.JPG": b"c", "d.webp": b"d", "notes.txt": b"-"}
-  rows = [toys.row("./a.png")]
-  found = read(toys.write_source(tmp_path, rows, pictures))["train"]
-  assert found[0].image == b"a"
-  assert [(e.reason, e.where) for e in found[1:]] == [
-    ("not_listed", "b/c.JPG"),
-    ("not_listed", "d.webp"),
-  ]
-
-
-def test_a_folder_without_a_list_yields_its_images(tmp_path):
-  (tmp_path / "in").mkdir()
-  for name in ("b.png", "in/a.jpg", "c.txt"):
-    (tmp_path / name).write_bytes(name.encode())
-  found = read(str(tmp_path))
-  assert found == {
-    "train": [
-      sources.Row("b.png", b"b.png"),
-      sources.Row("in/a.jpg", b"in/a.jpg"),
-    ]
-  }
-
-
-def test_a_name_that_is_not_utf8_can_be_reported(tmp_path):
-  with open(os.fsencode(tmp_path) + b"/\xff.png", "wb") as file:
-    file.write(b".")
-  ((row,),) = read(str(tmp_path)).values()
-  assert row.where.encode()
-  assert row.image == b"."
-
-
-def test_the_same_image_twice_is_a_duplicate(tmp_path):
-  digest = hashlib.sha256(b"x").hexdigest()
-  rows = [
-    toys.row("a.png", sha256=digest, split="validation"),
-    toys.row("./a.png"),
-    toys.row("b.png", sha256=digest.upper()),
-    toys.row("c.png"),
-    toys.row("d.png"),
-    toys.row("d.png"),
-  ]
-  folder = toys.write_source(
-    tmp_path, rows, {f"{name}.png": b"x" for name in "abcd"}
-  )
-  # A shard of one row each: what is a duplicate is not up to the shard.
-  found = read(folder, per_shard=1)
-  assert [row.where for row in found["validation"]] == [
-    "metadata.jsonl:1 a.png"
-  ]
-  # The bytes of c and d are the same, too, but no line says so.
-  assert [getattr(e, "reason", e.where) for e in found["train"]] == [
-    "duplicate",
-    "duplicate",
-    "metadata.jsonl:4 c.png",
-    "metadata.jsonl:5 d.png",
-    "duplicate",
-  ]
-  assert found["train"][1] == passes.Reject(
-    "duplicate", "metadata.jsonl:3", "the same image as metadata.jsonl:1"
-  )
-
-
-def test_shards_of_a_split_are_even_and_in_order(tmp_path):
-  rows = [toys.row(f"{i}.png") for i in range(10)]
-  folder = toys.write_source(
-    tmp_path, rows, {f"{i}.png": b"%d" % i for i in range(10)}
-  )
-  pieces = sources.folder_pieces(folder, COLUMNS, 4)
+def test_files_of_the_hub_are_there_one_at_a_time(hub):
+  asked = wanted("hf://datasets/common/cc-by")
+  pieces = sources.pieces(asked, "")
+  assert not hub
   assert [(p.index, p.count, p.length) for p in pieces] == [
-    (0, 3, 3),
-    (1, 3, 3),
-    (2, 3, 4),
+    (0, 2, None),
+    (1, 2, None),
   ]
-  images = [row.image for piece in pieces for row in piece.read()]
-  assert images == [b"%d" % i for i in range(10)]
+  found = []
+  for row in pieces[0].read():
+    assert hub[-1].exists()
+    found.append(row)
+  assert [row.where for row in found] == [
+    f"0/part-0.parquet:{i + 1}" for i in range(5)
+  ]
+  assert [row.image for row in found] == [b"0", b"1", b"2", b"3", b"4"]
+  assert len(hub) == 1
+  assert not hub[0].exists()
+  assert len(list(pieces[1].read())) == 1
 
 
-def test_a_changed_folder_has_other_inputs(tmp_path):
-  folder = toys.write_source(tmp_path, [toys.row("a.png")], {"a.png": b"."})
-  seen = [sources.folder_inputs(folder)]
-  assert seen[0] == sources.folder_inputs(folder)
-  (tmp_path / "b.png").write_bytes(b".")
-  seen.append(sources.folder_inputs(folder))
-  toys.write_source(tmp_path, [toys.row("a.png", title="cap")])
-  seen.append(sources.folder_inputs(folder))
-  (tmp_path / "metadata.jsonl").unlink()
-  seen.append(sources.folder_inputs(folder))
-  assert all(seen[i] != seen[j] for i in range(4) for j in range(i))
+def test_a_commit_and_a_folder_of_the_hub_can_be_named(hub):
+  asked = wanted("hf://datasets/common/cc-by@v2/1")
+  (piece,) = sources.pieces(asked, "parquet")
+  assert [row.where for row in piece.read()] == ["1/part-0.parquet:1"]
+  inputs = sources.inputs(asked, "")
+  assert inputs["revision"] == "commit-of-v2"
+  assert inputs["source"] == "hf://datasets/common/cc-by@v2/1"
+  other = sources.inputs(wanted("hf://datasets/common/cc-by@v2"), "")
+  assert other["files"] != inputs["files"]
 
 
-def test_no_folder_no_images_and_no_rows_a_shard_are_refused(tmp_path):
-  (tmp_path / "readme.txt").write_text("-")
-  for folder, words in (
-    (str(tmp_path), "holds no images"),
-    (str(tmp_path / "none"), "no folder"),
-    ("", "no folder ''"),
-  ):
-    with pytest.raises(ValueError, match=words):
-      sources.folder_pieces(folder, COLUMNS, 4)
-  with pytest.raises(ValueError, match="records_per_shard=0"):
-    sources.folder_pieces(str(tmp_path), COLUMNS, 0)
+def test_what_the_hub_does_not_give_is_one_line(hub, monkeypatch):
+  with pytest.raises(ValueError, match=r"cannot list .*: 404: no a/b$"):
+    sources.pieces(wanted("hf://datasets/a/b"), "parquet")
+  with pytest.raises(ValueError, match="expected hf://datasets/OWNER/NAME"):
+    sources.pieces(wanted("hf://models"), "parquet")
+  with pytest.raises(ValueError, match="neither Parquet files nor tars"):
+    sources.pieces(wanted("hf://datasets/common/cc-by"), "folder")
+  (piece, _) = sources.pieces(wanted("hf://datasets/common/cc-by"), "")
+
+  def fail(*args, **kwargs):
+    raise OSError("connection lost")
+
+  monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+  with pytest.raises(ValueError, match=r"connection lost; run the same"):
+    list(piece.read())
+
+
+def test_a_source_in_a_bucket_is_read_there(tmp_path, monkeypatch):
+  table(tmp_path / "a.parquet", 5)
+  bucket = buckets.make(monkeypatch)
+  data = (tmp_path / "a.parquet").read_bytes()
+  files.write_atomic(f"{bucket}/in/a.parquet", data)
+  assert sources.detect(bucket) == "parquet"
+  made = sources.pieces(wanted(bucket), "")
+  found = [row for piece in made for row in piece.read()]
+  assert [row.photo_id for row in found] == list("01234")
+  local = sources_files.find(str(tmp_path), ".parquet")
+  remote = sources_files.find(bucket, ".parquet")
+  assert remote.sizes == local.sizes

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ATTRIBUTION.parquet: whose image each record of a dataset is.
+
+One row a record, in the order of the shards; a row group a shard. A pass writes
+the rows of a shard beside its notes, so that nobody has to read the images
+again for them, and joins them when it is complete. The same rows make the same
+bytes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import io
+import os
+import tempfile
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from cc_jax.core import files
+
+NAME = "ATTRIBUTION.parquet"
+COLUMNS = (
+  "key",
+  "author",
+  "title",
+  "licence",
+  "licence_url",
+  "page_url",
+  "photo_id",
+)
+_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+
+
+def row(example: Mapping[str, Any]) -> dict[str, str]:
+  """What is kept of a record; "" for what it does not have."""
+  return {name: example.get(name, "") for name in COLUMNS}
+
+
+def write(path: str, rows: Sequence[Mapping[str, str]]) -> None:
+  """Writes the rows of one shard, atomically."""
+  made = io.BytesIO()
+  table = pa.Table.from_pylist(list(rows), schema=_SCHEMA)
+  parquet.write_table(table, made, row_group_size=max(len(rows), 1))
+  files.write_atomic(path, made.getvalue())
+
+
+def read(path: str) -> list[dict[str, str]]:
+  """Reads what `write` wrote."""
+  with files.path(path).open("rb") as file:
+    return parquet.read_table(file).to_pylist()
+
+
+def join(paths: Iterable[str], folder: str) -> None:
+  """Joins what `write` wrote to one file in the folder of a dataset."""
+  target = os.path.join(folder, NAME)
+  local = target
+  if files.is_remote(target):
+    local = os.path.join(tempfile.gettempdir(), NAME)
+  written = files.temporary(local)
+  with parquet.ParquetWriter(written, _SCHEMA) as writer:
+    for path in paths:
+      with files.path(path).open("rb") as file:
+        table = parquet.read_table(file)
+      if len(table):
+        writer.write_table(table, row_group_size=len(table))
+  files.commit(written, target)
