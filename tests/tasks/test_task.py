@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from cc_jax.core import files, tree
-from cc_jax.models import hub, kinds
+from cc_jax.models import families, hub, kinds
 from cc_jax.tasks import task as tasks
 
 
@@ -48,7 +48,7 @@ def test_every_task_starts_from_float32_weights_by_the_names_of_its_parts(
   assert shapes.keys() == found.parts.keys()
   types = {leaf.dtype for leaf in jax.tree.leaves(shapes)}
   assert types == {np.dtype(np.float32)}
-  assert tasks.FOLDERS.keys() >= shapes.keys()
+  assert families.FOLDERS.keys() >= shapes.keys()
 
 
 def test_a_source_has_the_features_of_the_task_and_no_others(data, task):
@@ -90,7 +90,7 @@ def save(folder, kind, config, seed):
 
 def test_params_are_loaded_from_the_folder_of_a_pipeline(task, tmp_path):
   wanted = {
-    name: save(tmp_path / tasks.FOLDERS[name], *part, seed=5)
+    name: save(tmp_path / families.FOLDERS[name], *part, seed=5)
     for name, part in task.parts.items()
   }
   found = tasks.load(task, str(tmp_path))
