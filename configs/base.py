@@ -200,6 +200,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
   config.export = ConfigDict()
   config.export.folder = "{workdir}/export"
+  config.export.network = ""  # Instead of a checkpoint: a row, folder or file,
+  config.export.kind = ""  # and which of models/kinds.py it is.
   config.export.part = "ema"  # Or "params".
   config.export.dtype = "float32"  # Or "bfloat16", "float16".
   config.export.licence = ""  # Of the weights, a name that the hub knows.

@@ -26,7 +26,6 @@ from cc_jax.core import (
   config_json,
   convert,
   files,
-  safetensors_files,
   sharding,
   spelling,
   tree,
@@ -146,7 +145,8 @@ def load(
     torch = f", nor {' and '.join(row.pickles)}," if row.pickles else ""
     single = next(weight_files.names(row.stem, variant)).single
     raise ValueError(f"no {single}{torch} in {place}")
-  found = kinds.KINDS[kind].complete(found, source.tensors)
+  if source.format is None:
+    found = kinds.KINDS[kind].complete(found, source.tensors)
   _, shapes = kinds.structure(kind, found)
   made = source.format
   table = made.names if made else kinds.KINDS[kind].source.NAMES
@@ -282,7 +282,7 @@ def _config_of(
   path = _config_json(place)
   if source is not None and source.format and (alone or not path.exists()):
     made = source.format.config
-    made = made(source.tensors) if callable(made) else made
+    made = made(source.everything) if callable(made) else made
     if made is not None:
       return made
   if path.exists():
@@ -328,10 +328,14 @@ def _compare(found: Any, expect: Any, name: str, kind: str) -> None:
 
 
 class Source(NamedTuple):
-  """Weights that were found: by name, and of which format (None: NAMES)."""
+  """Weights that were found, and of which format (None: NAMES).
 
-  tensors: Mapping[str, safetensors_files.Tensor]
+  `everything` has also what is of no use but may tell the config.
+  """
+
+  tensors: spelling.Tensors
   format: spelling.Format | None
+  everything: spelling.Tensors
 
 
 def _source(place: str, kind: str, variant: str | None) -> Source | None:
@@ -349,14 +353,15 @@ def _source(place: str, kind: str, variant: str | None) -> Source | None:
     keys = next((keys for keys in format.ways() if opened.has(*keys)), None)
     tensors = {} if keys is None else opened.tensors(*keys)
     if format.marker in tensors:
-      return Source(_without(tensors, format.unused), format)
+      return Source(_without(tensors, format.unused), format, tensors)
   keys = next((keys for keys in WAYS if opened.has(*keys)), ())
-  return Source(_without(opened.tensors(*keys), row.unused), None)
+  tensors = opened.tensors(*keys)
+  return Source(_without(tensors, row.unused), None, tensors)
 
 
 def _without(
-  tensors: Mapping[str, safetensors_files.Tensor], unused: tuple[str, ...]
-) -> dict[str, safetensors_files.Tensor]:
+  tensors: spelling.Tensors, unused: tuple[str, ...]
+) -> spelling.Tensors:
   """Of which no name begins in one of these ways."""
   return {n: tensors[n] for n in tensors if not n.startswith(unused)}
 

@@ -4,6 +4,10 @@
 A text-to-image model becomes the whole folder of its pipeline, an autoencoder
 one of its own. With `export.check` diffusers makes an image from it, which must
 be ours; `export.push` puts it on the Hugging Face hub.
+
+With `export.network` it is no checkpoint that is written but any network that
+models/hub.py can name: a VQGAN of taming's becomes a folder of VQModel, a .pth
+of PixArt one of diffusers.
 """
 
 import dataclasses
@@ -49,6 +53,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> str:
   """
   options, task = config.export, config.train.task
   write = {"autoencoder": autoencoder, "latent_diffusion": pipeline}
+  if options.network:
+    task, write = "", {"": network}
   if task not in write:
     raise ValueError(f"no export for the task {task!r}")
   folders.check_dtype(options.dtype)
@@ -74,7 +80,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> str:
       push(options.folder, options.push, private=options.private)
       log.announce("export", f"pushed to {options.push}")
   versions.record(workdir, "export", config)
-  log.announce("export", f"{options.part} weights -> {options.folder}")
+  what = options.network or f"{options.part} weights"
+  log.announce("export", f"{what} -> {options.folder}")
   return options.folder
 
 
@@ -149,6 +156,20 @@ def autoencoder(
   return {"vae": tree.count(params)}
 
 
+def network(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
+  """A network by its name, in the files that its library opens."""
+  options = config.export
+  loaded = hub.load(options.network, options.kind)
+  hub.save(
+    options.folder,
+    options.kind,
+    loaded.config,
+    loaded.params,
+    dtype=options.dtype,
+  )
+  return {options.kind: tree.count(loaded.params)}
+
+
 def check_possible(config: ml_collections.ConfigDict) -> None:
   """Refuses `export.check` before anything is written.
 
@@ -156,10 +177,11 @@ def check_possible(config: ml_collections.ConfigDict) -> None:
     ValueError: the task has no images to compare, the sampler draws noise on
       the way, or diffusers or torch is not installed.
   """
-  if config.train.task != "latent_diffusion":
+  what = config.export.network or config.train.task
+  if what != "latent_diffusion":
     raise ValueError(
-      "export.check compares images of a text-to-image model; the task is "
-      f"{config.train.task}"
+      "export.check compares images of a text-to-image model; this is an "
+      f"export of {what}"
     )
   if config.sample.sampler == "ddpm":
     raise ValueError(

@@ -5,6 +5,7 @@ With a tiny model of random weights; and, when CC_JAX_QUICKSTART names the
 work folder of a finished quickstart, with the model trained there.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,12 +20,13 @@ import parity
 import pytest
 import theirs
 import tiny
+import tiny_models
 import torch
 import toys
 
-from cc_jax.core import checkpoint, tree, versions
+from cc_jax.core import checkpoint, convert, tree, versions
 from cc_jax.data import aligned, images, shards
-from cc_jax.models import hub, kinds
+from cc_jax.models import hub, kinds, pixart
 from cc_jax.pipelines import text_to_image
 from cc_jax.stages import export
 
@@ -307,3 +309,40 @@ def test_a_push_that_fails_is_one_line(error, tmp_path, monkeypatch):
   assert "\n" not in message
   assert "hf auth login" in message
   assert str(error).partition("\n")[0] in message
+
+
+def test_a_file_of_the_authors_becomes_a_folder_of_diffusers(shared, tmp_path):
+  """A .pth of PixArt, which tells its config by the shapes of its tensors."""
+  config = dataclasses.replace(
+    tiny_models.TINY["pixart"], heads=1, head_width=72, null_tokens=5
+  )
+  _, shapes = kinds.structure("pixart", config)
+  params = parity.scramble(shapes)
+  names = pixart.FORMATS[0].names
+  state = {
+    name: torch.from_numpy(array.copy())
+    for name, array in convert.export_weights(params, names).items()
+  }
+  state["pos_embed"] = torch.zeros(1, 16, 72)
+  torch.save({"state_dict_ema": state, "epoch": 3}, tmp_path / "PixArt.pth")
+  flags = [
+    f"--config.export.network={tmp_path}/PixArt.pth",
+    "--config.export.kind=pixart",
+  ]
+  assert toys.run("export", shared[0], tmp_path / "w", *flags) == 0
+  folder = str(tmp_path / "w/export")
+  found = hub.load(folder, "pixart", expect=config)
+  assert found.hash == hub.weights_hash(params)
+  opened = diffusers.PixArtTransformer2DModel.from_pretrained(
+    folder, low_cpu_mem_usage=False
+  )
+  assert opened.config.sample_size == 8
+
+
+def test_a_network_that_cannot_be_named_is_refused(shared, tmp_path, capsys):
+  flags = ["--config.export.network=nowhere", "--config.export.kind=vqgan"]
+  status = toys.run("export", shared[0], tmp_path / "w", *flags)
+  toys.check_refused(capsys, status, "no vqgan 'nowhere'; expected a preset")
+  flags = [*flags, "--config.export.check=true"]
+  status = toys.run("export", shared[0], tmp_path / "w", *flags)
+  toys.check_refused(capsys, status, "this is an export of nowhere")
