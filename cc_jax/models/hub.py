@@ -17,7 +17,6 @@ import typing
 from typing import Any, NamedTuple
 
 from etils import epath
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +30,7 @@ from cc_jax.core import (
   tree,
   weight_files,
 )
-from cc_jax.models import kinds, published
+from cc_jax.models import download, kinds, published
 
 # Of weights in files.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -128,7 +127,7 @@ def load(
   if isinstance(name, str) and name in published.TABLE:
     entry = _entry(name, kind)
     expect = kinds.preset(kind, entry.preset) if expect is None else expect
-    place = _download(name, entry, variant)
+    place = download.fetch(name, entry, kinds.KINDS[kind].stem, variant)
   elif not isinstance(name, str) or name in kinds.presets(kind):
     raise ValueError(
       f"{kind} {name!r} has no weights; name a row of models/published.py or a "
@@ -370,31 +369,3 @@ def _pickles(folder: str, kind: str) -> list[str]:
   """The torch files of a folder, where all of a kind's are there."""
   found = [os.path.join(folder, name) for name in kinds.find(kind).pickles]
   return found if all(files.path(name).exists() for name in found) else []
-
-
-def _download(name: str, entry: published.Entry, variant: str | None) -> str:
-  """The local folder, or file, of a row, fetched unless it is in the cache.
-
-  Raises:
-    ValueError: it cannot be fetched.
-  """
-  stem, reason = kinds.KINDS[entry.kind].stem, "no weights in it"
-  choices = [("config.json", *n) for n in weight_files.names(stem, variant)]
-  alone = entry.subfolder.endswith(weight_files.SUFFIXES)
-  for wanted in [("",)] if alone else choices:
-    # Without the slash that joining nothing would add.
-    patterns = [os.path.join(entry.subfolder, w).rstrip("/") for w in wanted]
-    try:
-      folder = huggingface_hub.snapshot_download(
-        entry.repository, allow_patterns=patterns
-      )
-    except (OSError, ValueError) as error:
-      reason = str(error).strip().partition("\n")[0]
-      break
-    found = [p for p in patterns if any(epath.Path(folder).glob(p))]
-    if alone or set(found) - {patterns[0]}:
-      return os.path.join(folder, entry.subfolder)
-  raise ValueError(
-    f"cannot fetch {name} ({entry.repository}/{entry.subfolder}): {reason} "
-    "Copy that folder here and name the copy, or allow the network."
-  )

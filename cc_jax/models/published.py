@@ -10,8 +10,9 @@ class Entry(NamedTuple):
   Attributes:
     kind: a key of `kinds.KINDS`.
     preset: of that kind; the name of a constant beside the model.
-    repository: on the hub.
-    subfolder: of it, or the file there that has the weights.
+    repository: on the hub; or the address of a file that is elsewhere.
+    subfolder: of it, or the file there that has the weights; for an address
+      the name that the file gets here.
   """
 
   kind: str
@@ -87,8 +88,43 @@ NETWORKS = {
   "llava-1.5-7b": Entry("llava", "LLAVA_1_5_7B", "llava-hf/llava-1.5-7b-hf"),
 }
 
-TABLE: dict[str, Entry] = NETWORKS | {
-  f"{model}/{part}": entry
-  for model, parts in MODELS.items()
-  for part, entry in parts.items()
+CLIP_GEN = "https://github.com/HFAiLab/clip-gen/releases/download/v0.1.0/"
+FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+HEIBOX = "https://heibox.uni-heidelberg.de/f/"
+FID = "weights-inception-2015-12-05-6726825d.pth"
+
+# Single files that the hub does not have.
+FILES = {
+  "inception-fid": Entry("inception", "FID", FIDELITY + FID, FID),
+  "vqgan-f16-16384": Entry(
+    "vqgan",
+    "F16_16384",
+    HEIBOX + "867b05fc8c4841768640/?dl=1",
+    "vqgan_imagenet_f16_16384.ckpt",
+  ),
+  "vqgan-f16-1024": Entry(
+    "vqgan",
+    "F16_1024",
+    HEIBOX + "140747ba53464f49b476/?dl=1",
+    "vqgan_imagenet_f16_1024.ckpt",
+  ),
+  "clip-gen-coco/vqgan": Entry(
+    "vqgan", "HFAILAB", CLIP_GEN + "vqgan_coco.pt", "vqgan_coco.pt"
+  ),
+  "clip-gen-coco/prior": Entry(
+    "prior", "MEDIUM", CLIP_GEN + "gpt_coco.pt", "gpt_coco.pt"
+  ),
+  "clip-gen-coco/clip": Entry(
+    "clip", "VIT_B32", CLIP_GEN + "clip_vit_b32.pt", "clip_vit_b32.pt"
+  ),
 }
+
+TABLE: dict[str, Entry] = (
+  NETWORKS
+  | FILES
+  | {
+    f"{model}/{part}": entry
+    for model, parts in MODELS.items()
+    for part, entry in parts.items()
+  }
+)

@@ -253,10 +253,16 @@ def hfailab_names(config: Config) -> spelling.Names:
 
 
 # Files of 1024 codes bring a config.json, or are refused by their shapes.
+def _taming_config(tensors: spelling.Tensors) -> Config:
+  """Of the shape that was published, with the file's number of codes."""
+  codes = tensors["quantize.embedding.weight"].shape[0]
+  return dataclasses.replace(F16_16384, codebook_size=codes)
+
+
 TAMING_FORMAT = spelling.Format(
   taming_names(F16_16384),
   marker="encoder.mid.attn_1.q.weight",
-  config=F16_16384,
+  config=_taming_config,
   unused=("loss.",),
   keys=("state_dict",),
 )

@@ -34,9 +34,9 @@ REFERENCES = {
   "pixart": diffusers.PixArtTransformer2DModel.from_config,
   "t5": of(transformers.T5EncoderModel),
 }
-# In memory these have other names than in files; test_blip2.py and
-# test_llava.py compare them at full size, too.
-APART = {"blip2", "llava"}
+# These have no class with the names of their files; the tests of each compare
+# them at full size, too.
+APART = {"blip2", "llava", "inception", "prior", "vqgan"}
 NETWORKS = sorted(
   {
     (entry.kind, entry.preset)
