@@ -51,6 +51,6 @@ def blur(
     return jnp.asarray(images)
   _, height, width, _ = images.shape
   blurred = resize.separable(
-    jnp.float32(images), gaussian(height, radius), gaussian(width, radius)
+    jnp.asarray(images), gaussian(height, radius), gaussian(width, radius)
   )
   return jnp.round(jnp.clip(blurred, 0, 255)).astype(jnp.uint8)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CLIP score: does the image show what its caption says?
 
-"CLIPScore", arXiv 2104.08718, equation 1, with w = 100 in place of the paper's
-2.5, as is usual for generated images:
+"CLIPScore", arXiv 2104.08718, with w = 100 in place of the paper's 2.5, as is
+usual for generated images:
 
   score(image, caption) = 100 max(cos(image, caption), 0)
 

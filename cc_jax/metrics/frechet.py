@@ -124,7 +124,12 @@ def distance(
   """
   features.check(one=one.mean[None], other=other.mean[None])
   width = len(one.mean)
-  for count in (one.count, other.count):
+  for _, cov, count in (one, other):
+    if cov.shape != (width, width) or not np.isfinite(cov).all():
+      raise ValueError(
+        f"a covariance of shape {cov.shape}; expected {width} x {width} finite "
+        "numbers, as the mean has"
+      )
     if count is not None and count <= width and not allow_few:
       raise ValueError(
         f"FID of {count} images needs more than {width}, the width of their "

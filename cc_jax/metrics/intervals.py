@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cc_jax.metrics import features
+
 
 class Interval(NamedTuple):
   """A number and the bounds between which it may be."""
@@ -52,14 +54,16 @@ def bootstrap(
     seed: of the draws.
 
   Raises:
-    ValueError: a set is empty, paired sets differ in length, or the level is
-      not between 0 and 1.
+    ValueError: a set is empty or a row is not finite, paired sets differ in
+      length, or the level is not between 0 and 1.
   """
   counts = [len(rows) for rows in sets]
   if not counts or 0 in counts:
     raise ValueError(f"a bootstrap of sets of {counts} images")
   if paired and len(set(counts)) > 1:
     raise ValueError(f"paired sets of {counts} images; expected equally many")
+  for place, rows in enumerate(sets):
+    features.check(**{f"set {place}": rows.reshape(len(rows), -1)})
   if draws < 2:
     raise ValueError(f"draws={draws}; expected 2 or more")
   _check_level(level)

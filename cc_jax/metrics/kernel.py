@@ -37,7 +37,7 @@ def kid(
   size: int = 1000,
   seed: int = 0,
 ) -> Kid:
-  """The Kernel Inception Distance, arXiv 1801.01401, section 4.
+  """The Kernel Inception Distance, arXiv 1801.01401.
 
   k(x, y) = (x'y / D + 1)^3, and of m images of either set, drawn without
   replacement,
@@ -83,14 +83,16 @@ def cmmd(
   sigma: float = 10.0,
   scale: float = 1000.0,
 ) -> float:
-  """CMMD, arXiv 2401.09603, section 4: MMD^2 of CLIP's image embeddings.
+  """CMMD, arXiv 2401.09603: MMD^2 of CLIP's image embeddings.
 
   k(x, y) = exp(-|x - y|^2 / (2 sigma^2)) of embeddings of length 1, which they
-  are given here, with the means over all pairs, those of an image with itself
-  too, as the authors' code has it: a bias of at most 1 / N.
+  are given here, with means over all pairs, those of an image with itself too,
+  as the authors have it (Gretton et al. 2012, equation 5): it has a bias of the
+  order of 1 / N.
 
   Args:
-    real: image embeddings, of ViT-L/14 at 336 pixels in the paper.
+    real: image embeddings of a CLIP, for the authors' numbers ViT-L/14 at 336
+      pixels, of the middle square resized to that by Pillow's bicubic.
     generated: likewise.
     sigma: the width of the kernel.
     scale: what MMD^2 is multiplied by.

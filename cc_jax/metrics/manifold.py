@@ -70,16 +70,16 @@ def density_coverage(
   generated: Float[np.ndarray, "M _"],
   k: int = 5,
 ) -> DensityCoverage:
-  """Density and coverage, arXiv 2002.09797, equations 3 and 4.
+  """Density and coverage, arXiv 2002.09797, section 3.
 
     density = mean over g of (number of r with |g - r| <= |r - NN_k(r)|) / k
     coverage = mean over r of 1 if |g - r| <= |r - NN_k(r)| of any g, else 0
 
   Of two sets of one distribution coverage is expected to be 1 - 2^-k, about
-  0.97 (their equation 7).
+  0.97, where there are many.
 
   Raises:
-    ValueError: see `features.check`; the real images have no k-th neighbour.
+    ValueError: see `features.check`; a set has no k-th neighbour.
   """
   x, y = _sets(real, generated, k)
   radii = _radii(x, k)

@@ -12,7 +12,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 import numpy as np
 
 SIZE = 299  # of InceptionV3's images, as in models/inception.py
@@ -64,11 +64,14 @@ def bilinear(
 
 
 def separable(
-  images: Float[Array, "B H W C"],
+  images: Num[Array, "B H W C"],
   rows: Float[np.ndarray, "P H"],
   columns: Float[np.ndarray, "E W"],
 ) -> Float[Array, "B P E C"]:
-  """Applies a matrix to each row of pixels, then one to each column."""
+  """Images with a matrix applied to each row and one to each column.
+
+  Both in float32, whatever the images are; rows first, as Pillow.
+  """
   highest = jax.lax.Precision.HIGHEST
   x = images.astype(jnp.float32)
   x = jnp.einsum("ew,bhwc->bhec", jnp.float32(columns), x, precision=highest)
@@ -112,5 +115,5 @@ def to_inception(
   _, height, width, _ = images.shape
   rows, columns = weights(height, SIZE), weights(width, SIZE)
   with jax.named_scope("to_inception"):
-    x = separable(jnp.float32(images), rows, columns)
+    x = separable(jnp.asarray(images), rows, columns)
     return (x - shift) / scale

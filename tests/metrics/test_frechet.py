@@ -142,6 +142,14 @@ def test_what_cannot_be_measured_is_refused():
     frechet.merge(frechet.moments(x), frechet.moments(x[:, :7]))
 
 
+def test_a_covariance_of_another_file_is_refused():
+  mean, cov = np.zeros(3), np.eye(3)
+  one = frechet.Gaussian(mean, cov)
+  for wrong in (np.eye(4), cov + np.nan, cov[0]):
+    with pytest.raises(ValueError, match="expected 3 x 3 finite numbers"):
+      frechet.distance(one, frechet.Gaussian(mean, wrong))
+
+
 def test_the_standard_error_is_the_spread_of_fresh_images():
   width, count = 6, 600
   real = frechet.gaussian(frechet.moments(draw(0, 2000, width)))

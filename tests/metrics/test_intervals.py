@@ -170,5 +170,8 @@ def test_sets_that_cannot_be_drawn_are_refused():
     intervals.bootstrap(np.mean)
   with pytest.raises(ValueError, match=r"paired sets of \[3, 4\] images"):
     intervals.bootstrap(np.mean, np.ones(3), np.ones(4), paired=True)
+  broken = np.array([1.0, np.nan, 2.0])
+  with pytest.raises(ValueError, match="set 1: row 1 is not finite"):
+    intervals.bootstrap(np.mean, np.ones(3), broken)
   with pytest.raises(ValueError, match="draws=1; expected 2 or more"):
     intervals.bootstrap(np.mean, np.ones(3), draws=1)
