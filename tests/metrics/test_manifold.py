@@ -77,6 +77,14 @@ def test_one_line_by_hand():
   assert manifold.precision_recall(real, generated, k=2) == (0.75, 1)
 
 
+def test_a_ball_has_its_border():
+  real = np.array([[0.0], [2.0], [4.0], [10.0]])
+  generated = np.array([[-2.0], [-3.0], [-9.0]])
+  found = manifold.precision_recall(real, generated, k=1)
+  assert found.precision == pytest.approx(1 / 3)
+  assert manifold.density_coverage(real, generated, k=1) == (1 / 3, 0.25)
+
+
 def test_an_outlier_raises_precision_more_than_density():
   real = np.concatenate([draw(0, 100, 2), [[1000.0, 0.0]]])
   generated = np.array([[500.0, 0.0]] * 100) + draw(1, 100, 2)

@@ -44,10 +44,10 @@ def test_a_copy_is_found(tmp_path):
 
 
 def test_all_of_a_bank_and_equals_in_their_order(monkeypatch):
-  monkeypatch.setattr(neighbours, "BANK_ROWS", 4)
-  bank = np.repeat(np.eye(3, dtype=np.float32), 3, axis=0)
-  found = neighbours.nearest(np.float32([[3, 2, 1]]), bank, 9)
-  assert np.array_equal(found.row[0], np.arange(9))
+  monkeypatch.setattr(neighbours, "BANK_ROWS", 40)
+  bank = np.repeat(np.eye(3, dtype=np.float32), 30, axis=0)
+  found = neighbours.nearest(np.float32([[3, 2, 1]]), bank, 90)
+  assert np.array_equal(found.row[0], np.arange(90))
 
 
 def test_a_bank_with_too_few_images_is_refused():
