@@ -79,9 +79,39 @@ def get_config(arg: str = "") -> ConfigDict:
   config.caption = ConfigDict()
   config.caption.images = "{workdir}/catalogue"
   config.caption.folder = "{workdir}/captions"
-  config.caption.name = "title"  # The feature is called caption_title.
+  config.caption.name = "title"  # The features: caption_title, flags_title.
+  # "metadata": templates; "blip2" and "llava": networks that look; "join":
+  # captions of others, from a file.
+  config.caption.captioner = "metadata"
   config.caption.templates = ("a photo of {title}",)
+  config.caption.clean = False  # No names of files, addresses, HTML in them.
   config.caption.vocabulary = 0  # Over 0: a tokenizer is trained on them.
+  config.caption.model = ""  # "" for blip2-opt-2.7b and llava-1.5-7b.
+  config.caption.tokenizer = ""  # "" for the one beside the model.
+  config.caption.batch_size = 64  # Of networks, on each host.
+  config.caption.dtype = "bfloat16"  # Of weights and computation.
+  config.caption.prompt = ""  # "" for the captioner's own.
+  config.caption.resize = ""  # squash, crop, pad; "" for the captioner's own.
+  config.caption.middle = 0  # 512: the middle square at most so large, first.
+  config.caption.decoding = "greedy"  # Or "beam", "nucleus".
+  config.caption.length = 30  # Most tokens; min_length: at least.
+  config.caption.min_length = 0
+  config.caption.beams = 5
+  config.caption.length_penalty = 1.0
+  config.caption.temperature = 1.0  # This and the next two: of "nucleus".
+  config.caption.top_k = 0  # 0 for no limit.
+  config.caption.top_p = 0.9
+  # Of this host's devices. data=-1: weights on each; tensor: split over some.
+  config.caption.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+  config.caption.join = ConfigDict()
+  config.caption.join.file = ""  # A Parquet file, or a folder of them.
+  config.caption.join.by = "photo_id"  # Or "key".
+  config.caption.join.column = "photoid"  # That has it in the file.
+  config.caption.join.caption = "caption"  # The column of captions.
+  config.caption.flags = ConfigDict()  # What is noted of captions, and counted.
+  config.caption.flags.min_words = 3  # Fewer are no sentence.
+  config.caption.flags.tokenizer = ""  # The text encoder's, to see how many
+  config.caption.flags.tokens = 77  # captions are longer than this.
 
   config.encode = ConfigDict()
   config.encode.images = "{workdir}/catalogue"
@@ -196,6 +226,14 @@ def get_config(arg: str = "") -> ConfigDict:
   config.bench.size = 256  # Pixels a side that networks are given.
   config.bench.batch_size = 1
   config.bench.repeats = 5  # Figures are medians of so many.
+  config.bench.caption = ConfigDict()  # Captions of random images and weights.
+  config.bench.caption.captioner = ""  # "blip2" or "llava"; "" leaves it out.
+  config.bench.caption.model = ConfigDict()  # Fields of the network.
+  config.bench.caption.decoding = "greedy"
+  config.bench.caption.beams = 5
+  config.bench.caption.batch_size = 16
+  config.bench.caption.length = 20  # Tokens of each caption.
+  config.bench.caption.dtype = "float32"
   config.bench.result = "{workdir}/bench.json"
 
   config.export = ConfigDict()
