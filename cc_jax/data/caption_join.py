@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from cc_jax.core import files
 from cc_jax.data import sources_files
 
 BY = ("photo_id", "key")
@@ -80,12 +81,29 @@ def read(source: str, column: str, caption: str) -> Captions:
     raise ValueError(
       "caption.join.file is empty; name a Parquet file with captions"
     )
+  if not sources_files.is_hub(source) and not files.path(source).exists():
+    raise ValueError(
+      f"no file {source!r}; caption.join.file names Parquet files"
+    )
   file = tempfile.TemporaryFile(prefix="cc_jax-")
+  try:
+    made = _collect(file, _batches(source, column, caption))
+  except BaseException:
+    file.close()
+    raise
+  weakref.finalize(made, file.close)
+  return made
+
+
+def _collect(
+  file: Any, batches: Iterator[tuple[list[Any], list[Any]]]
+) -> Captions:
+  """Writes texts to a file and finds their places in it."""
   digest = hashlib.sha256()
-  hashes: list[np.ndarray] = []
-  places: list[np.ndarray] = []
+  hashes = [np.zeros(0, np.uint64)]
+  places = [np.zeros(0, np.uint64)]
   place = 0
-  for ids, texts in _batches(source, column, caption):
+  for ids, texts in batches:
     here, keys = [], []
     for id, text in zip(ids, texts, strict=True):
       if id is None or text is None or not text.strip():
@@ -99,17 +117,13 @@ def read(source: str, column: str, caption: str) -> Captions:
       place += len(record)
     hashes.append(np.array(keys, np.uint64))
     places.append(np.array(here, np.uint64))
-  every = np.concatenate(hashes or [np.zeros(0, np.uint64)])
-  del hashes
+  every, where = np.concatenate(hashes), np.concatenate(places)
+  del hashes, places
   # Stable, so that the first of several captions stays the first.
   order = np.argsort(every, kind="stable")
-  where = np.concatenate(places or [np.zeros(0, np.uint64)])
-  del places
-  made = Captions(
+  return Captions(
     f"sha256:{digest.hexdigest()}", every[order], where[order], file
   )
-  weakref.finalize(made, file.close)
-  return made
 
 
 def _hash(id: bytes) -> int:
