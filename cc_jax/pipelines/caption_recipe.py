@@ -8,7 +8,10 @@ What CommonCanvas does not say of its captions is how texts were decoded, so a
 import dataclasses
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from cc_jax.data import squares
+from cc_jax.models import blip2, clip_vision, llava
 
 IMAGE = "<image>"
 DECODINGS = ("greedy", "beam", "nucleus")
@@ -122,3 +125,34 @@ class Recipe:
         for field in own:
           del fields[field]
     return {**fields, "prompt": self.text, "resize": self.way}
+
+
+def small(
+  kind: str, *, width: int, vision_depth: int, text_depth: int, size: int
+) -> tuple[Any, np.ndarray]:
+  """A small network of a kind and a prompt for it [1 T], for measurements.
+
+  Its vocabulary is that of the published one, and no token ends a text.
+  """
+  sizes = dict(width=width, mlp=4 * width, heads=max(width // 64, 1))
+  vision = dict(depth=vision_depth, image_size=size, patch=14, **sizes)
+  if kind == "blip2":
+    network = blip2.Config(
+      blip2.VisionConfig(**vision),
+      blip2.QFormerConfig(depth=vision_depth, source_width=width, **sizes),
+      dataclasses.replace(
+        blip2.OPT_2_7B.text, depth=text_depth, eos=None, **sizes
+      ),
+      image_token=blip2.OPT_2_7B.image_token,
+    )
+    return network, np.array([[network.text.bos]], np.int32)
+  network = llava.Config(
+    clip_vision.VisionConfig(**vision),
+    dataclasses.replace(
+      llava.LLAVA_1_5_7B.text, depth=text_depth, eos=None, **sizes
+    ),
+  )
+  words = np.arange(10, 20)
+  image = [network.image_token] * network.places
+  prompt = np.concatenate([[network.text.bos], words, image, words])
+  return network, prompt[None].astype(np.int32)
