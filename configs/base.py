@@ -117,6 +117,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.encode.images = "{workdir}/catalogue"
   config.encode.captions = "{workdir}/captions"
   config.encode.caption = "caption_title"
+  config.encode.refuse = ()  # ("empty", "no_caption"): flags of captions.
   config.encode.folder = "{workdir}/latents"
   config.encode.size = 256
   config.encode.tokens = 77

@@ -13,7 +13,7 @@ import toys
 
 from cc_jax.data import aligned, passes, shards, tokenize
 from cc_jax.models import hub
-from cc_jax.stages import caption
+from cc_jax.stages import caption, encode
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +190,19 @@ def test_what_cannot_caption_is_one_line(data, tmp_path, words, message, capfd):
   assert message in error
   assert "\n" not in error
   assert not pathlib.Path(tmp_path / "captions").exists()
+
+
+def test_encode_leaves_out_captions_with_a_flag(data, tmp_path):
+  made = config(
+    data,
+    tmp_path,
+    caption__templates=("{title}", "a photo of the colour {title}"),
+    encode__captions=f"{tmp_path}/captions",
+    encode__caption="caption_x",
+    encode__folder=f"{tmp_path}/latents",
+    encode__refuse=("no_sentence",),
+  )
+  flagged = caption.main(made, str(tmp_path)).flags["no_sentence"]
+  counts = encode.main(made, str(tmp_path))
+  assert counts.rejected == {"caption_no_sentence": flagged}
+  assert 0 < counts.kept == counts.read - flagged
