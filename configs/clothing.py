@@ -89,6 +89,7 @@ def unet(config: ConfigDict) -> ConfigDict:
 
   config.caption.templates = TEMPLATES
   config.caption.vocabulary = 640
+  config.caption.flags.min_words = 1
   config.encode.batch_size = 32
 
   config.model.vae = "{workdir}/vae"

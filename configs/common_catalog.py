@@ -34,4 +34,5 @@ def get_config(arg: str = "by") -> ConfigDict:
   config.catalogue.collection = COLLECTIONS[arg]
   config.catalogue.url_encoded = True
   config.catalogue.columns.author = "unickname"
+  config.caption.clean = True
   return config

@@ -81,6 +81,7 @@ def unet(config: ConfigDict) -> ConfigDict:
   config.caption.name = "template"
   config.caption.templates = TEMPLATES
   config.caption.vocabulary = 640
+  config.caption.flags.min_words = 1
   config.encode.caption = "caption_template"
   config.encode.batch_size = 128
 

@@ -41,7 +41,6 @@ ELSEWHERE = {
   "models/llama": "tests/models/test_lm.py",
   "models/opt": "tests/models/test_lm.py",
   "models/unet_blocks": "tests/models/test_unet.py",
-  "stages/caption": "tests/tiny.py",
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",
   "stages/encode": "tests/tiny.py",
   "stages/remove": "tests/data/test_removal.py",

@@ -63,12 +63,22 @@ def fill_beside(place):
   run(
     place / "captions",
     stage="caption",
-    features={"key": "text", "caption_x": "text"},
+    features={
+      "key": "text",
+      "caption_x": "text",
+      "flags_x": ("text", (None,)),
+    },
     pieces=passes.pieces([images]),
     inputs=passes.inputs([images]),
     fn=lambda batch: [
-      {"key": x["key"], "caption_x": x["title"] + "!"} for x in batch
+      {
+        "key": x["key"],
+        "caption_x": x["title"] + "!",
+        "flags_x": ["even"] * int(x["width"] % 2 == 0) + ["any"],
+      }
+      for x in batch
     ],
+    flags="flags_x",
     keep_all=True,
   )
   both = [images, shards.open(place / "captions")]

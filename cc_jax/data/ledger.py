@@ -177,8 +177,10 @@ def _path(ledger: Ledger, split: str, shard: int, suffix: str = ".json") -> str:
 
 
 def total(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Returns the sums of read, kept, rejected and licences over shards."""
+  """Returns the sums over shards of all that is counted."""
   sums = {"rejected": collections.Counter(), "licences": collections.Counter()}
+  if any("flags" in note for note in notes):
+    sums["flags"] = collections.Counter()
   for note in notes:
     for field, counter in sums.items():
       counter.update(note[field])

@@ -16,6 +16,7 @@ import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import itertools
 import os
+import types
 from typing import Any, NamedTuple
 
 from cc_jax.core import files, versions
@@ -66,6 +67,7 @@ class Counts(NamedTuple):
     shards: shards written now.
     skipped: shards that were already done.
     complete: whether the folder is finished, by this or any other process.
+    flags: how many of the kept ones have each flag, where the pass has some.
   """
 
   read: int
@@ -75,16 +77,22 @@ class Counts(NamedTuple):
   shards: int
   skipped: int
   complete: bool
+  flags: Mapping[str, int] = types.MappingProxyType({})
 
   def __str__(self) -> str:
     rejected = sum(self.rejected.values())
-    reasons = ", ".join(f"{n} {name}" for name, n in self.rejected.items())
+    reasons = _listed(self.rejected)
     return (
       f"read {self.read}, kept {self.kept}, rejected {rejected}"
       + (f" ({reasons})" if rejected else "")
+      + (f", flagged {_listed(self.flags)}" if self.flags else "")
       + f"; wrote {self.shards} shards, skipped {self.skipped} as done"
       + ("" if self.complete else "; other processes are not done yet")
     )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+  return ", ".join(f"{n} {name}" for name, n in counts.items())
 
 
 def pieces(datasets: Sequence[shards.Dataset]) -> list[Piece]:
@@ -134,6 +142,7 @@ def run(
   weights: Mapping[str, str] | None = None,
   keep_all: bool = False,
   attribute: bool = False,
+  flags: str | None = None,
   code: Mapping[str, Any] | None = None,
   process_index: int = 0,
   process_count: int = 1,
@@ -158,6 +167,7 @@ def run(
     keep_all: for a side folder, which must stay aligned with its input: a
       reject, or a `key` other than the input's, is an error.
     attribute: whether to write data/attribution.py's file beside the shards.
+    flags: a feature, a list of texts, of which each is counted.
     code: recorded as what wrote the shards; `versions.code()` when None.
     process_index: this process, of
     process_count: processes that run the same pass on the same folder.
@@ -195,6 +205,8 @@ def run(
   }
   if attribute:
     settings["attribution"] = list(attribution.COLUMNS)
+  if flags:
+    settings["flags"] = flags
   book = ledger.begin(folder, settings)
   code = dict(versions.code() if code is None else code)
   progress = progress or (lambda count: None)
@@ -204,7 +216,7 @@ def run(
     note = ledger.load(book, piece.split, piece.index)
     if note is None:
       entries = _map(piece, fn, batch_size, keep_all, progress)
-      note, owners = _write(folder, name, piece, fields, entries)
+      note, owners = _write(folder, name, piece, fields, entries, flags)
       if attribute:
         place = ledger.attribution_path(book, piece.split, piece.index)
         attribution.write(place, owners)
@@ -309,11 +321,13 @@ def _write(
   piece: Piece,
   fields: Sequence[records.Field],
   entries: Iterator[tuple[Any, Any]],
+  flags: str | None,
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
   """Writes one shard; returns its counts and rejects, and its attribution."""
   rejects: list[dict[str, Any]] = []
   owners: list[dict[str, str]] = []
   licences: collections.Counter[str] = collections.Counter()
+  flagged: collections.Counter[str] = collections.Counter()
   number = itertools.count()
 
   def kept() -> Iterator[records.Example]:
@@ -323,6 +337,8 @@ def _write(
         licence = result.get("licence") or _of(entry, "licence")
         if licence:
           licences[licence] += 1
+        if flags:
+          flagged.update(result[flags])
         owners.append(attribution.row(result))
         yield result
         continue
@@ -342,11 +358,13 @@ def _write(
   if count + len(rejects) != read:
     raise AssertionError(f"{file}: {count} + {len(rejects)} != {read}")
   reasons = collections.Counter(reject["reason"] for reject in rejects)
+  counted = {"flags": dict(sorted(flagged.items()))} if flags else {}
   return {
     "read": read,
     "kept": count,
     "rejected": dict(sorted(reasons.items())),
     "licences": dict(sorted(licences.items())),
+    **counted,
     "bytes": size,
     "rejects": rejects,
   }, owners

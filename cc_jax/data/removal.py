@@ -205,19 +205,24 @@ def _note(
   note = ledger.peek(book, split, shard)
   if number in note.get("removed", {}):
     return note
-  key_of = records.decoder(dataset.fields, ["key"])
+  flags = book.settings.get("flags")
+  decode = records.decoder(dataset.fields, ["key", *([flags] if flags else [])])
   left_out = {reject["record"] for reject in note["rejects"]}
   numbers = (i for i in range(note["read"]) if i not in left_out)
   rejects, size = list(note["rejects"]), 0
   licences = dict(note["licences"])
+  flagged = collections.Counter(note.get("flags", {}))
   for record in _read(dataset.path(split, shard)):
-    key, index = key_of(record)["key"], next(numbers)
+    fields, index = decode(record), next(numbers)
+    key = fields["key"]
     if key not in gone:
       size += len(record)
       continue
     licence = gone[key]["licence"]
     if licences.get(licence):
       licences[licence] -= 1
+    if flags:
+      flagged.subtract(fields[flags])
     rejects.append(
       {
         "split": split,
@@ -238,6 +243,7 @@ def _note(
     "kept": note["kept"] - count,
     "rejected": dict(sorted(reasons.items())),
     "licences": {name: n for name, n in licences.items() if n},
+    **({"flags": dict(+flagged)} if flags else {}),
     "bytes": size,
     "rejects": sorted(rejects, key=lambda reject: reject["record"]),
     "removed": note.get("removed", {}) | {number: count},

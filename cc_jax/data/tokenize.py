@@ -89,6 +89,18 @@ def encode(
   return tokens, np.array(encoded["attention_mask"], bool)
 
 
+def lengths(
+  tokenizer: transformers.PreTrainedTokenizerBase, captions: Sequence[str]
+) -> list[int]:
+  """Tokens that each caption has, none cut, with the start and the end."""
+  if not captions:
+    return []
+  encoded = tokenizer(
+    list(captions), padding=False, truncation=False, verbose=False
+  )
+  return [len(row) for row in encoded["input_ids"]]
+
+
 def ids(tokenizer: transformers.PreTrainedTokenizerBase) -> dict[str, int]:
   """What a text tower must know of its tokenizer: sizes and special ids."""
   return {

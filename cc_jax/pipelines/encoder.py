@@ -40,6 +40,7 @@ def make(
   tokens: int,
   batch_size: int,
   dtype: Any,
+  refuse: Sequence[str] = (),
 ) -> Callable[[Sequence[Mapping[str, Any]]], list[Any]]:
   """A function for data/passes.py: catalogue records to encoded ones.
 
@@ -51,6 +52,8 @@ def make(
     tokens: length T to which captions are cut or padded.
     batch_size: most records in a call, so that there is one compiled shape.
     dtype: of the encoder's computation.
+    refuse: flags of captions (data/caption_quality.py), with which records are
+      left out.
 
   Raises:
     ValueError: a size that the autoencoder cannot halve that often, or a batch
@@ -79,7 +82,11 @@ def make(
     mean, std = tree.merge(structure, params).encode(x)
     return mean.astype(jnp.bfloat16), std.astype(jnp.bfloat16)
 
+  flags = caption.replace("caption_", "flags_", 1)
+
   def crop(example):
+    if refuse and (bad := [f for f in example[flags] if f in refuse]):
+      return passes.Reject(f"caption_{bad[0]}", detail=example[caption])
     try:
       return images.decode_cover(example["image"], size, size)
     except images.ImageError as error:

@@ -22,6 +22,10 @@ CLASSES = {
   "autoencoder": ("diffusers", "AutoencoderKL", PLAIN),
   "clip_text": ("transformers", "CLIPTextModel", {}),
 }
+CAPTIONERS = {
+  "blip2": "Blip2ForConditionalGeneration",
+  "llava": "LlavaForConditionalGeneration",
+}
 
 
 class Reference(NamedTuple):
@@ -95,6 +99,55 @@ def open(
     return loss
 
   return Reference(forward, backward)
+
+
+def captioner(
+  kind: str,
+  config: Any,
+  params: Any,
+  images: np.ndarray,
+  prompt: np.ndarray,
+  *,
+  dtype: str,
+  length: int,
+  **options: Any,
+) -> Callable[[], np.ndarray]:
+  """A function that writes captions with transformers' `generate`.
+
+  Args:
+    kind: a key of `CAPTIONERS`.
+    config: of that kind.
+    params: our weights.
+    images: normalised, channels-last.
+    prompt: token ids [1 T] of all images, with places for each image.
+    dtype: of weights and computation.
+    length: tokens of each caption.
+    **options: of `generate`.
+
+  Raises:
+    ValueError: the library is not installed.
+  """
+  torch = library("torch")
+  opener = getattr(library("transformers"), CAPTIONERS[kind])
+  with tempfile.TemporaryDirectory() as folder:
+    hub.save(folder, kind, config, params)
+    model = opener.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+  tokens = _tensor(torch, prompt).repeat(len(images), 1)
+  given = dict(
+    pixel_values=_tensor(torch, images).to(getattr(torch, dtype)),
+    input_ids=tokens,
+    attention_mask=torch.ones_like(tokens),
+  )
+  never = {"eos_token_id": -1, "pad_token_id": config.text.pad or 0}
+
+  def write():
+    with torch.no_grad():
+      made = model.generate(
+        **given, max_new_tokens=length, **{**never, **options}
+      )
+    return made[:, -length:].numpy()
+
+  return write
 
 
 def _tensor(torch: Any, array: np.ndarray) -> Any:

@@ -1,50 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
 """cc-jax caption: a caption for each image, in a folder beside the images."""
 
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
 import jax
 import ml_collections
 
-from cc_jax.core import files, log, versions
-from cc_jax.data import passes, shards, tokenize
-from cc_jax.pipelines import captioner
+from cc_jax.core import files, log, sharding, versions
+from cc_jax.data import caption_join, caption_quality, passes, shards, tokenize
+from cc_jax.pipelines import caption_recipe, captioner, image_captioner
+
+# Of records of the catalogue, captions and the flags that they have already.
+Write = Callable[[Sequence[Mapping[str, Any]]], list[tuple[str, list[str]]]]
+
+
+class Way(NamedTuple):
+  """A way to captions.
+
+  Attributes:
+    write: makes them.
+    config: all that decides them, for provenance.
+    pieces: what is read.
+    weights: their hash, where a network makes them; else "".
+    batch_size: most records in a call.
+  """
+
+  write: Write
+  config: dict[str, Any]
+  pieces: Sequence[passes.Piece]
+  weights: str = ""
+  batch_size: int = 256
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
   """Writes `caption_<name>`, and trains a tokenizer if asked to.
 
   Raises:
-    ValueError: no images, or templates that do not fit them.
+    ValueError: no images, or templates, a network or a file that do not fit.
   """
   options = config.caption
-  captioner.check_templates(options.templates)
+  if options.captioner not in WAYS:
+    raise ValueError(
+      f"caption.captioner={options.captioner!r}; expected {', '.join(WAYS)}"
+    )
   dataset = shards.open(options.images)
-  feature = f"caption_{options.name}"
-
-  def caption(examples):
-    return [
-      {
-        "key": example["key"],
-        feature: captioner.from_metadata(example, options.templates),
-      }
-      for example in examples
-    ]
-
+  feature, flags = f"caption_{options.name}", f"flags_{options.name}"
   total = len(dataset)
   log.announce(
-    "caption", f"{total} images of {options.images} -> {options.folder}"
+    "caption",
+    f"{options.captioner}: {total} images of {options.images} -> "
+    f"{options.folder}",
   )
+  way = WAYS[options.captioner](config, passes.pieces([dataset]))
+  gate = gate_of(options.flags)
+
+  def caption(examples):
+    written = way.write(examples)
+    found = gate([text for text, _ in written])
+    return [
+      # Of what has a flag already, no further one would say more.
+      {"key": example["key"], feature: text, flags: known or judged}
+      for example, (text, known), judged in zip(
+        examples, written, found, strict=True
+      )
+    ]
+
   with log.progress(total, "caption", "images") as progress:
     counts = passes.run(
       options.folder,
       name=dataset.name,
       stage="caption",
-      features={"key": "text", feature: "text"},
-      pieces=passes.pieces([dataset]),
+      features={"key": "text", feature: "text", flags: ("text", (None,))},
+      pieces=way.pieces,
       fn=caption,
-      batch_size=256,
-      config={"method": "metadata", "templates": list(options.templates)},
+      batch_size=way.batch_size,
+      config={**way.config, "flags": dict(options.flags)},
       inputs=passes.inputs([dataset]),
+      weights={feature: way.weights} if way.weights else None,
       keep_all=True,
+      flags=flags,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       progress=progress,
@@ -54,6 +91,102 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
   if options.vocabulary and counts.complete:
     train_tokenizer(config, feature)
   return counts
+
+
+def from_metadata(
+  config: ml_collections.ConfigDict, pieces: Sequence[passes.Piece]
+) -> Way:
+  """Captions from what the source says."""
+  options = config.caption
+  captioner.check_templates(options.templates)
+
+  def write(examples):
+    return [
+      (captioner.from_metadata(one, options.templates, options.clean), [])
+      for one in examples
+    ]
+
+  decides = {"templates": list(options.templates), "clean": options.clean}
+  return Way(write, {"method": "metadata", **decides}, pieces)
+
+
+def from_network(
+  config: ml_collections.ConfigDict, pieces: Sequence[passes.Piece]
+) -> Way:
+  """Captions from a network that looks at the images."""
+  options = config.caption
+  chosen = {
+    field.name: options[field.name]
+    for field in dataclasses.fields(caption_recipe.Recipe)
+    if field.name in options
+  }
+  recipe = caption_recipe.Recipe(options.captioner, seed=config.seed, **chosen)
+  # Hosts work apart, each on its own shards and devices.
+  mesh = sharding.make_mesh(**options.mesh, devices=jax.local_devices())
+  model = options.model or caption_recipe.KINDS[recipe.kind].model
+  loaded, tokenizer = image_captioner.load(
+    model, options.tokenizer, recipe, mesh
+  )
+  made = image_captioner.make(
+    loaded, tokenizer, recipe, mesh=mesh, batch_size=options.batch_size
+  )
+  return Way(
+    functools.partial(image_captioner.caption, made),
+    {
+      "method": recipe.kind,
+      **recipe.decides(),
+      "size": made.size,
+      "tokenizer": tokenize.digest(tokenizer),
+    },
+    image_captioner.ahead(pieces, made.prepare, made.batch_size),
+    loaded.hash,
+    made.batch_size,
+  )
+
+
+def from_file(
+  config: ml_collections.ConfigDict, pieces: Sequence[passes.Piece]
+) -> Way:
+  """Captions of others, joined by the photograph's id or key."""
+  join = config.caption.join
+  found = caption_join.read(join.file, join.column, join.caption)
+  if join.by not in caption_join.BY:
+    raise ValueError(
+      f"caption.join.by={join.by!r}; expected {' or '.join(caption_join.BY)}"
+    )
+  log.announce("caption", f"{len(found):,} captions in {join.file}")
+
+  def write(examples):
+    texts = found.find([example[join.by] for example in examples])
+    none = [caption_quality.NO_CAPTION]
+    return [(text, []) if text else ("", none) for text in texts]
+
+  decides = {**join, "captions": found.digest}
+  return Way(write, {"method": "join", **decides}, pieces)
+
+
+WAYS = {
+  "metadata": from_metadata,
+  "blip2": from_network,
+  "llava": from_network,
+  "join": from_file,
+}
+
+
+def gate_of(
+  options: ml_collections.ConfigDict,
+) -> Callable[[list[str]], list[list[str]]]:
+  """What gives captions their flags."""
+  count = None
+  if options.tokenizer:
+    tokenizer = tokenize.load(options.tokenizer)
+    count = functools.partial(tokenize.lengths, tokenizer)
+  return functools.partial(
+    caption_quality.gate,
+    min_words=options.min_words,
+    count=count,
+    longest=options.tokens,
+  )
 
 
 def train_tokenizer(config: ml_collections.ConfigDict, feature: str) -> None:

@@ -22,6 +22,12 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
   # Hosts work apart: each has all weights on its own devices.
   mesh = sharding.make_mesh(devices=jax.local_devices())
   vae = hub.load(config.model.vae, "autoencoder", mesh=mesh)
+  flags = options.caption.replace("caption_", "flags_", 1)
+  if options.refuse and flags not in {f.name for f in datasets[1].fields}:
+    raise ValueError(
+      f"encode.refuse needs {flags!r}, which {options.captions} does not have; "
+      "make the captions again"
+    )
   tokenizer = tokenize.load(config.model.tokenizer)
   fn = encoder.make(
     vae,
@@ -31,6 +37,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
     tokens=options.tokens,
     batch_size=options.batch_size,
     dtype=config.train.dtype,
+    refuse=options.refuse,
   )
   total = len(datasets[0])
   log.announce(
@@ -52,6 +59,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
         "size": options.size,
         "tokens": options.tokens,
         "dtype": config.train.dtype,
+        "refuse": list(options.refuse),
       },
       inputs=passes.inputs(datasets),
       weights={

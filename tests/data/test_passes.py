@@ -374,3 +374,27 @@ def test_a_pass_writes_to_a_bucket(monkeypatch, straight):
   assert toy_pass.run(folder).skipped == 2
   for name, data in straight.items():
     assert files.path(f"{folder}/{name}").read_bytes() == data
+
+
+def test_flags_of_records_are_counted_and_survive_a_resume(tmp_path):
+  def flagged(batch):
+    return [
+      {"key": x["key"], "flags": ["odd"] * (x["number"] % 2)} for x in batch
+    ]
+
+  settings = dict(
+    features={"key": "text", "flags": ("text", (None,))},
+    fn=flagged,
+    flags="flags",
+    weights=None,
+  )
+  counts = toy_pass.run(tmp_path, **settings)
+  assert counts.flags == {"odd": 7}
+  assert str(counts).startswith(
+    "read 16, kept 14, rejected 2 (2 unreadable), fl"
+  )
+  again = toy_pass.run(tmp_path, **settings)
+  assert again.flags == counts.flags
+  assert "flagged 7 odd;" in str(again)
+  provenance = json.loads((tmp_path / "provenance.json").read_text())
+  assert provenance["counts"]["flags"] == {"odd": 7}

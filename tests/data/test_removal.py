@@ -98,6 +98,18 @@ def test_counts_and_shards_are_those_of_a_gate_that_knew(place, tmp_path):
   for name in folders(place)[1:]:
     counts = shards.open(name).provenance["counts"]
     assert counts["kept"] + counts["rejected"]["opted_out"] == counts["read"]
+  captions = shards.open(place / "captions")
+  flags = [
+    flag
+    for split, lengths in captions.splits.items()
+    for shard in range(len(lengths))
+    for record in shards.read(captions, split, shard)
+    for flag in record["flags_x"]
+  ]
+  counts = captions.provenance["counts"]
+  expected = {name: flags.count(name) for name in ("any", "even")}
+  assert counts["flags"] == expected
+  assert counts["flags"]["any"] == counts["kept"] > counts["flags"]["even"]
 
 
 def test_only_shards_that_lose_something_are_written_again(place):
