@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """cc-jax caption: a caption for each image, in a folder beside the images."""
 
+import os
+import shutil
+
 import jax
 import ml_collections
 
@@ -72,10 +75,25 @@ def train_tokenizer(config: ml_collections.ConfigDict, feature: str) -> None:
     for shard in range(len(dataset.splits[config.train.split]))
     for example in shards.read(dataset, config.train.split, shard, (feature,))
   ]
+  remote = files.is_remote(folder)
+  written = folder if remote else files.temporary(folder)
   tokenize.train(
     captions,
-    folder,
+    written,
     vocabulary=config.caption.vocabulary,
     length=config.encode.tokens,
   )
+  if not remote:
+    _move(written, folder)
   log.announce("tokenizer", f"trained on {len(captions)} captions -> {folder}")
+
+
+def _move(written: str, folder: str) -> None:
+  """Moves a folder at once, since one that is there is taken for whole."""
+  try:
+    os.replace(written, folder)
+  except OSError:
+    # Another process has made the same one.
+    if not files.listing(folder):
+      raise
+    shutil.rmtree(written)
