@@ -218,7 +218,8 @@ def write_records(
   count = size = 0
   try:
     for record in encoded:
-      writer.write(record)
+      with _refusals(written):
+        writer.write(record)
       count, size = count + 1, size + len(record)
     with _refusals(written):
       writer.close()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """cc-jax caption: a caption for each image, in a folder beside the images."""
 
+from collections.abc import Iterator
+import contextlib
 import os
-import shutil
+import tempfile
 
 import jax
 import ml_collections
@@ -75,25 +77,35 @@ def train_tokenizer(config: ml_collections.ConfigDict, feature: str) -> None:
     for shard in range(len(dataset.splits[config.train.split]))
     for example in shards.read(dataset, config.train.split, shard, (feature,))
   ]
-  remote = files.is_remote(folder)
-  written = folder if remote else files.temporary(folder)
-  tokenize.train(
-    captions,
-    written,
-    vocabulary=config.caption.vocabulary,
-    length=config.encode.tokens,
-  )
-  if not remote:
-    _move(written, folder)
+  with _folder(folder) as written:
+    tokenize.train(
+      captions,
+      written,
+      vocabulary=config.caption.vocabulary,
+      length=config.encode.tokens,
+    )
   log.announce("tokenizer", f"trained on {len(captions)} captions -> {folder}")
 
 
-def _move(written: str, folder: str) -> None:
-  """Moves a folder at once, since one that is there is taken for whole."""
-  try:
-    os.replace(written, folder)
-  except OSError:
-    # Another process has made the same one.
-    if not files.listing(folder):
-      raise
-    shutil.rmtree(written)
+@contextlib.contextmanager
+def _folder(name: str) -> Iterator[str]:
+  """A folder to be filled, which gets its name when it is.
+
+  One that is there is taken for whole. On a bucket it is filled in its place.
+  """
+  if files.is_remote(name):
+    yield name
+    return
+  parent, last = os.path.split(os.path.abspath(name))
+  os.makedirs(parent, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    dir=parent, prefix=f".{last}.", suffix=".tmp"
+  ) as temporary:
+    written = os.path.join(temporary, last)
+    yield written
+    try:
+      os.replace(written, name)
+    except OSError:
+      # Another process has made the same one.
+      if not files.listing(name):
+        raise
