@@ -30,7 +30,7 @@ setuptools.setup(
     "safetensors>=0.8",
     "jaxtyping>=0.3.11",
     "pillow>=12.3",
-    "pyarrow>=26.0",
+    "pyarrow>=25.0",
     "tensorboardX>=2.6.5",
     "tqdm>=4.70",
   ],
@@ -40,6 +40,9 @@ setuptools.setup(
     "quickstart": ["scikit-learn>=1.9", "scikit-image>=0.26"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
+    # The catalogue on many machines; apache-beam wants older packages than
+    # constraints.txt has, and constraints-beam.txt has those.
+    "beam": ["apache-beam>=2.77"],
     "gcs": ["gcsfs>=2026.9"],
     "notebooks": ["ipykernel>=7", "matplotlib>=3.11"],
     # torch is named exactly: with a range, pip takes the build with CUDA.

@@ -17,6 +17,7 @@ import sys
 import ml_collections
 
 from cc_jax.core import config as configs
+from cc_jax.core import files
 
 # The table of stages: module, then what it does.
 STAGES = {
@@ -181,6 +182,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not ours(error):
       raise
     print(f"cc-jax: {error}", file=sys.stderr)
+    return 2
+  except OSError as error:
+    if error.errno not in files.REFUSALS or os.environ.get("CC_JAX_TRACEBACK"):
+      raise
+    where = f"{error.filename}: " if error.filename else ""
+    print(
+      f"cc-jax: {where}{os.strerror(error.errno)}; "
+      f"{files.REFUSALS[error.errno]}; then the same command goes on",
+      file=sys.stderr,
+    )
     return 2
   except FloatingPointError as error:
     print(f"cc-jax: {error}", file=sys.stderr)

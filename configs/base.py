@@ -31,6 +31,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.catalogue.min_side = 256  # Smaller images are left out.
   config.catalogue.max_pixels = 2**27  # Larger ones are not decoded.
   config.catalogue.records_per_shard = 4096
+  config.catalogue.runner = "here"  # Or "beam": Apache Beam makes the shards,
+  config.catalogue.beam_options = ()  # ("--runner=DataflowRunner", ...).
   config.catalogue.columns = ConfigDict(  # Ours: the name in the source.
     dict(
       file="file_name",  # In the list of a folder of images,

@@ -9,6 +9,7 @@ object on Google Cloud Storage appears when its upload ends.
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
@@ -22,6 +23,16 @@ from typing import Any, BinaryIO
 
 from etils import epath
 import numpy as np
+
+REFUSALS = {
+  errno.ENOSPC: "make room",
+  errno.EDQUOT: "make room",
+  errno.EFBIG: "allow larger files (`ulimit -f`), or name another folder",
+  errno.EROFS: "name another folder, or have it mounted to be written",
+  errno.EACCES: "get the permission, or name another folder",
+  errno.EPERM: "get the permission, or name another folder",
+}
+"""What an operating system refuses and a person can put right, and how."""
 
 
 def path(name: str | os.PathLike[str]) -> epath.Path:
@@ -101,14 +112,13 @@ def write_atomic(name: str | os.PathLike[str], data: bytes | str) -> None:
   """
   if isinstance(data, str):
     data = data.encode()
-  target = path(name)
-  target.parent.mkdir(parents=True, exist_ok=True)
   if is_remote(name):
+    target = path(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(data)
     return
-  written = temporary(name)
-  pathlib.Path(written).write_bytes(data)
-  commit(written, name)
+  with open_atomic(name) as file:
+    file.write(data)
 
 
 @contextlib.contextmanager
@@ -129,6 +139,11 @@ def open_atomic(name: str | os.PathLike[str]) -> Iterator[BinaryIO]:
       with open(written, "wb") as target:
         yield target
       commit(written, name)
+    except OSError as error:
+      # The system does not say it of a file that is open.
+      if error.errno and not error.filename:
+        error.filename = written
+      raise
     finally:
       pathlib.Path(written).unlink(missing_ok=True)
 

@@ -57,10 +57,11 @@ class Source:
       raise IndexError(f"record {index} of {len(self)}")
     shard = bisect.bisect_right(self.ends, index)
     position = index - (self.ends[shard - 1] if shard else 0)
-    parts = [
-      decode(self._reader(table, shard).read([position])[0])
-      for table, decode in enumerate(self.decoders)
-    ]
+    parts = []
+    for table, decode in enumerate(self.decoders):
+      with shards.whole(self.datasets[table].path(self.split, shard)):
+        record = self._reader(table, shard).read([position])[0]
+      parts.append(decode(record))
     if len(parts) == 1:
       return parts[0]
     where = f"record {position} of {self.split} shard {shard}"

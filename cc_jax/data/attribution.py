@@ -10,7 +10,6 @@ bytes.
 from collections.abc import Iterable, Mapping, Sequence
 import io
 import os
-import tempfile
 from typing import Any
 
 import pyarrow as pa
@@ -52,15 +51,12 @@ def read(path: str) -> list[dict[str, str]]:
 
 def join(paths: Iterable[str], folder: str) -> None:
   """Joins what `write` wrote to one file in the folder of a dataset."""
-  target = os.path.join(folder, NAME)
-  local = target
-  if files.is_remote(target):
-    local = os.path.join(tempfile.gettempdir(), NAME)
-  written = files.temporary(local)
-  with parquet.ParquetWriter(written, _SCHEMA) as writer:
+  with (
+    files.open_atomic(os.path.join(folder, NAME)) as target,
+    parquet.ParquetWriter(target, _SCHEMA) as writer,
+  ):
     for path in paths:
       with files.path(path).open("rb") as file:
         table = parquet.read_table(file)
       if len(table):
         writer.write_table(table, row_group_size=len(table))
-  files.commit(written, target)

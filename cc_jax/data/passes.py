@@ -14,6 +14,7 @@ Records are kept or rejected, never lost: kept + rejected = read.
 
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
 import itertools
 import os
 import types
@@ -107,7 +108,7 @@ def pieces(datasets: Sequence[shards.Dataset]) -> list[Piece]:
   aligned.check(datasets)
 
   def piece(split: str, index: int, lengths: Sequence[int]) -> Piece:
-    read = lambda: aligned.read(datasets, split, index)
+    read = functools.partial(aligned.read, tuple(datasets), split, index)
     return Piece(split, index, len(lengths), read, lengths[index])
 
   return [
@@ -128,6 +129,11 @@ def inputs(datasets: Sequence[shards.Dataset]) -> list[dict[str, str]]:
   ]
 
 
+Progress = Callable[[int], Any]
+# Takes a function that makes the shard of a piece, and the pieces.
+Runner = Callable[[Callable[[Piece], None], Sequence[Piece]], None]
+
+
 def run(
   folder: str | os.PathLike[str],
   *,
@@ -146,7 +152,8 @@ def run(
   code: Mapping[str, Any] | None = None,
   process_index: int = 0,
   process_count: int = 1,
-  progress: Callable[[int], Any] | None = None,
+  progress: Progress | None = None,
+  runner: Runner | None = None,
 ) -> Counts:
   """Maps `fn` over the pieces and writes a dataset; finishes what was begun.
 
@@ -172,6 +179,8 @@ def run(
     process_index: this process, of
     process_count: processes that run the same pass on the same folder.
     progress: called with a number of records each time so many are done.
+    runner: makes the shards of the pieces that it is given, in any order and
+      on any machine; None makes them here, one after another.
 
   Returns:
     Counts of the shards of this process.
@@ -179,7 +188,8 @@ def run(
   Raises:
     ValueError: if the folder holds something else, or was begun with other
       settings; if `fn` returns another number of results than it got, or an
-      example that does not fit `features`.
+      example that does not fit `features`; if the runner has made a shard where
+      this process does not see it.
   """
   folder = os.fspath(folder)
   if batch_size < 1:
@@ -211,28 +221,67 @@ def run(
   code = dict(versions.code() if code is None else code)
   progress = progress or (lambda count: None)
 
-  notes, written = [], 0
-  for piece in order[process_index::process_count]:
-    note = ledger.load(book, piece.split, piece.index)
-    if note is None:
-      entries = _map(piece, fn, batch_size, keep_all, progress)
-      note, owners = _write(folder, name, piece, fields, entries, flags)
-      if attribute:
-        place = ledger.attribution_path(book, piece.split, piece.index)
-        attribution.write(place, owners)
-      ledger.save(book, piece.split, piece.index, {"code": code, **note})
-      written += 1
-    else:
-      progress(note["read"])
-    notes.append(note)
+  own = order[process_index::process_count]
+  notes = {piece: _notes(book, piece) for piece in own}
+  for note in filter(None, notes.values()):
+    progress(note["read"])
+  waiting = [piece for piece, note in notes.items() if note is None]
+  one = functools.partial(
+    make, book, fields, fn, batch_size=batch_size, keep_all=keep_all, code=code
+  )
+  if runner is None:
+    for piece in waiting:
+      one(piece, progress=progress)
+  elif waiting:
+    runner(one, waiting)
+  for piece in waiting:
+    notes[piece] = _notes(book, piece)
+    if notes[piece] is None:
+      raise ValueError(
+        f"shard {piece.index} of {piece.split} was made, but not in {folder} "
+        "as it is seen here; name a folder that all machines share"
+      )
+    if runner is not None:
+      progress(notes[piece]["read"])
   complete = ledger.finish(book, fields)
-  total = ledger.total(notes)
   return Counts(
-    **total,
-    shards=written,
-    skipped=len(notes) - written,
+    **ledger.total(list(notes.values())),
+    shards=len(waiting),
+    skipped=len(own) - len(waiting),
     complete=complete,
   )
+
+
+def make(
+  book: ledger.Ledger,
+  fields: Sequence[records.Field],
+  fn: Callable[[list[Any]], Sequence[Any]],
+  piece: Piece,
+  *,
+  batch_size: int,
+  keep_all: bool,
+  code: Mapping[str, Any],
+  progress: Progress = lambda count: None,
+) -> None:
+  """Writes one shard and its notes, unless they are there; see `run`.
+
+  Any process may call it, several at once and again after one was killed: all
+  write the same bytes.
+  """
+  if _notes(book, piece) is not None:
+    return
+  entries = _map(piece, fn, batch_size, keep_all, progress)
+  name = book.settings["name"]
+  flags = book.settings.get("flags")
+  note, owners = _write(book.folder, name, piece, fields, entries, flags)
+  if "attribution" in book.settings:
+    place = ledger.attribution_path(book, piece.split, piece.index)
+    attribution.write(place, owners)
+  ledger.save(book, piece.split, piece.index, {"code": code, **note})
+
+
+def _notes(book: ledger.Ledger, piece: Piece) -> dict[str, Any] | None:
+  return ledger.load(book, piece.split, piece.index)
 
 
 def _order(pieces: Sequence[Piece]) -> list[Piece]:
@@ -259,7 +308,7 @@ def _map(
   fn: Callable[[list[Any]], Sequence[Any]],
   batch_size: int,
   keep_all: bool,
-  progress: Callable[[int], Any],
+  progress: Progress,
 ) -> Iterator[tuple[Any, Any]]:
   """Yields (input, result) for what a piece reads, in order, batch by batch."""
   # A reject of the reader takes its place among the others and no place in a

@@ -182,12 +182,13 @@ def _inputs(
 
 def _read(path: str) -> Iterator[bytes]:
   """The records of a shard as they are stored."""
-  opened = array_record_module.ArrayRecordReader(path)
-  try:
-    for _ in range(opened.num_records()):
-      yield opened.read()
-  finally:
-    opened.close()
+  with shards.whole(path):
+    opened = array_record_module.ArrayRecordReader(path)
+    try:
+      for _ in range(opened.num_records()):
+        yield opened.read()
+    finally:
+      opened.close()
 
 
 def _note(
@@ -268,9 +269,10 @@ def _shard(
     left = [row for row in rows if row["key"] not in gone]
     if len(left) < len(rows):
       attribution.write(place, left)
-  opened = array_record_module.ArrayRecordReader(path)
-  count = opened.num_records()
-  opened.close()
+  with shards.whole(path):
+    opened = array_record_module.ArrayRecordReader(path)
+    count = opened.num_records()
+    opened.close()
   if count == note["kept"]:
     return 0
   key_of = records.decoder(dataset.fields, ["key"])

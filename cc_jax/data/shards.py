@@ -17,9 +17,11 @@ record may hold, data/aligned.py reads several folders side by side.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import tempfile
 from typing import Any
@@ -216,15 +218,48 @@ def write_records(
   count = size = 0
   try:
     for record in encoded:
-      writer.write(record)
+      with _refusals(written):
+        writer.write(record)
       count, size = count + 1, size + len(record)
+    with _refusals(written):
+      writer.close()
+    files.commit(written, target)
   except BaseException:
-    writer.close()
-    os.remove(written)
+    with contextlib.suppress(RuntimeError):
+      writer.close()
+    pathlib.Path(written).unlink(missing_ok=True)
     raise
-  writer.close()
-  files.commit(written, target)
   return count, size
+
+
+@contextlib.contextmanager
+def _refusals(path: str) -> Iterator[None]:
+  """Makes what ArrayRecord says of a full disk an error as Python has it."""
+  try:
+    yield
+  except RuntimeError as error:
+    for code in files.REFUSALS:
+      if os.strerror(code) in str(error):
+        raise OSError(code, os.strerror(code), path) from None
+    raise
+
+
+@contextlib.contextmanager
+def whole(path: str) -> Iterator[None]:
+  """What ArrayRecord says of a damaged file, as an error that names it.
+
+  Raises:
+    ValueError: a file that is read inside is cut or altered.
+  """
+  try:
+    with _refusals(path):
+      yield
+  except RuntimeError as error:
+    reason = (str(error).splitlines() or ["it is cut"])[0]
+    raise ValueError(
+      f"{path} is damaged ({reason}); copy it from where it was made, or make "
+      "the dataset again"
+    ) from None
 
 
 def write_metadata(
@@ -272,8 +307,8 @@ def reader(dataset: Dataset, split: str, shard: int, readahead: bool) -> Any:
     readahead: whether records will be read in order, not at random.
 
   Raises:
-    ValueError: if the shard has another number of records than the dataset's
-      metadata says.
+    ValueError: if the shard is cut, or has another number of records than the
+      dataset's metadata says.
   """
   path = dataset.path(split, shard)
   expected = dataset.splits[split][shard]
@@ -282,7 +317,9 @@ def reader(dataset: Dataset, split: str, shard: int, readahead: bool) -> Any:
     path, file_reader_buffer_size=2**15, **options
   )
   if (count := opened.num_records()) != expected:
-    opened.close()
+    # Only here does it say so of a file that is cut.
+    with whole(path):
+      opened.close()
     raise ValueError(
       f"{path} has {count} records; expected {expected}, as {INFO} says; make "
       "the dataset again"
@@ -296,11 +333,16 @@ def read(
   shard: int,
   features: Sequence[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-  """Reads one shard in order, all features or those named."""
+  """Reads one shard in order, all features or those named.
+
+  Raises:
+    ValueError: as `reader` does, and for a record that is damaged.
+  """
   decode = records.decoder(dataset.fields, features)
-  opened = reader(dataset, split, shard, readahead=True)
-  try:
-    for _ in range(dataset.splits[split][shard]):
-      yield decode(opened.read())
-  finally:
-    opened.close()
+  with whole(dataset.path(split, shard)):
+    opened = reader(dataset, split, shard, readahead=True)
+    try:
+      for _ in range(dataset.splits[split][shard]):
+        yield decode(opened.read())
+    finally:
+      opened.close()

@@ -22,6 +22,8 @@ import huggingface_hub
 import tokenizers
 import transformers
 
+from cc_jax.core import files
+
 
 def _one(repository: str) -> dict[str, tuple[str, str]]:
   return {"tokenizer": (repository, "tokenizer")}
@@ -163,10 +165,8 @@ def write(
     portable["model_max_length"] = length
   if portable != settings:
     written[SETTINGS] = _json(portable)
-  path = epath.Path(folder)
-  path.mkdir(parents=True, exist_ok=True)
   for file, data in written.items():
-    (path / file).write_bytes(data)
+    files.write_atomic(os.path.join(folder, file), data)
 
 
 def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """cc-jax caption: a caption for each image, in a folder beside the images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
+import os
+import tempfile
 from typing import Any, NamedTuple
 
 import jax
@@ -205,10 +208,35 @@ def train_tokenizer(config: ml_collections.ConfigDict, feature: str) -> None:
     for shard in range(len(dataset.splits[config.train.split]))
     for example in shards.read(dataset, config.train.split, shard, (feature,))
   ]
-  tokenize.train(
-    captions,
-    folder,
-    vocabulary=config.caption.vocabulary,
-    length=config.encode.tokens,
-  )
+  with _folder(folder) as written:
+    tokenize.train(
+      captions,
+      written,
+      vocabulary=config.caption.vocabulary,
+      length=config.encode.tokens,
+    )
   log.announce("tokenizer", f"trained on {len(captions)} captions -> {folder}")
+
+
+@contextlib.contextmanager
+def _folder(name: str) -> Iterator[str]:
+  """A folder to be filled, which gets its name when it is.
+
+  One that is there is taken for whole. On a bucket it is filled in its place.
+  """
+  if files.is_remote(name):
+    yield name
+    return
+  parent, last = os.path.split(os.path.abspath(name))
+  os.makedirs(parent, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    dir=parent, prefix=f".{last}.", suffix=".tmp"
+  ) as temporary:
+    written = os.path.join(temporary, last)
+    yield written
+    try:
+      os.replace(written, name)
+    except OSError:
+      # Another process has made the same one.
+      if not files.listing(name):
+        raise

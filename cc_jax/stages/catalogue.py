@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """cc-jax catalogue: images of any source to a dataset, by licence."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import functools
 from typing import Any
 
 import jax
 import ml_collections
 
+from cc_jax.core import config as configs
 from cc_jax.core import log, versions
 from cc_jax.data import (
+  beam_runner,
   catalogue,
   filters,
   licences,
@@ -19,6 +21,7 @@ from cc_jax.data import (
   sources,
 )
 
+RUNNERS = ("here", "beam")
 # What decides which images are let in.
 SETTINGS = ("collection", "licence", "min_side", "max_pixels", "url_encoded")
 
@@ -27,11 +30,12 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
   """Lets in what the collection may hold, and counts what it may not.
 
   Raises:
-    ValueError: no such source or collection, a default licence that is not a
-      Creative Commons one, or a rule, filter or opt-out list that cannot be
-      read.
+    ValueError: no such source, collection or runner, a default licence that is
+      not a Creative Commons one, or a rule, filter or opt-out list that cannot
+      be read.
   """
   options = config.catalogue
+  runner = _runner(options)
   tests = filters.parse(options.filters)
   opted = opt_out.read(options.opt_out)
   examine = functools.partial(
@@ -69,7 +73,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
   )
   shown = (len(pieces), "shards") if total is None else (total, "images")
   with log.progress(shown[0], "catalogue", shown[1]) as progress:
-    if total is None:
+    if total is None and runner is None:
       # Nobody knows how many rows there are before they have been read.
       pieces = [_counted(piece, progress) for piece in pieces]
     counts = passes.run(
@@ -78,7 +82,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
       stage="catalogue",
       features=catalogue.FEATURES,
       pieces=pieces,
-      fn=lambda batch: [examine(row) for row in batch],
+      fn=functools.partial(_each, examine),
       batch_size=64,
       config={
         **{name: options[name] for name in SETTINGS},
@@ -92,10 +96,29 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       progress=None if total is None else progress,
+      runner=runner,
     )
   versions.record(workdir, "catalogue", config)
   log.announce("catalogue", f"{counts}")
   return counts
+
+
+def _runner(options: ml_collections.ConfigDict) -> passes.Runner | None:
+  """What makes the shards; None for this process."""
+  if options.runner not in RUNNERS:
+    raise configs.unknown("catalogue.runner", options.runner, RUNNERS)
+  if options.runner == "beam":
+    return beam_runner.make(options.beam_options)
+  if options.beam_options:
+    raise ValueError(
+      "catalogue.beam_options are for --config.catalogue.runner=beam"
+    )
+  return None
+
+
+def _each(fn: Callable[[Any], Any], batch: Sequence[Any]) -> list[Any]:
+  # In place of a lambda, which cannot be sent to another process.
+  return [fn(row) for row in batch]
 
 
 def _counted(
