@@ -29,6 +29,7 @@ ELSEWHERE = {
   "core/legacy": "tests/core/test_convert.py, and models/test_published.py",
   "core/spelling": "tests/core/test_convert.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
+  "data/tally": "tests/data/test_passes.py",
   "data/ledger": "tests/data/test_passes.py",
   "data/page": "tests/stages/test_report.py",
   "data/records": "tests/data/test_shards.py",

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import itertools
 import os
-import types
 from typing import Any, NamedTuple
 
 from cc_jax.core import files, versions
-from cc_jax.data import aligned, attribution, ledger, records, shards
+from cc_jax.data import aligned, attribution, ledger, records, shards, tally
 
 
 class Reject(NamedTuple):
@@ -55,45 +54,6 @@ class Piece(NamedTuple):
   count: int
   read: Callable[[], Iterator[Any]]
   length: int | None = None
-
-
-class Counts(NamedTuple):
-  """What a pass did.
-
-  Attributes:
-    read: records read, now and in shards that were already done.
-    kept: of these, how many are in the output.
-    rejected: how many were left out, by reason.
-    licences: of the kept ones, how many have each `licence`.
-    shards: shards written now.
-    skipped: shards that were already done.
-    complete: whether the folder is finished, by this or any other process.
-    flags: how many of the kept ones have each flag, where the pass has some.
-  """
-
-  read: int
-  kept: int
-  rejected: Mapping[str, int]
-  licences: Mapping[str, int]
-  shards: int
-  skipped: int
-  complete: bool
-  flags: Mapping[str, int] = types.MappingProxyType({})
-
-  def __str__(self) -> str:
-    rejected = sum(self.rejected.values())
-    reasons = _listed(self.rejected)
-    return (
-      f"read {self.read}, kept {self.kept}, rejected {rejected}"
-      + (f" ({reasons})" if rejected else "")
-      + (f", flagged {_listed(self.flags)}" if self.flags else "")
-      + f"; wrote {self.shards} shards, skipped {self.skipped} as done"
-      + ("" if self.complete else "; other processes are not done yet")
-    )
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-  return ", ".join(f"{n} {name}" for name, n in counts.items())
 
 
 def pieces(datasets: Sequence[shards.Dataset]) -> list[Piece]:
@@ -154,7 +114,7 @@ def run(
   process_count: int = 1,
   progress: Progress | None = None,
   runner: Runner | None = None,
-) -> Counts:
+) -> tally.Counts:
   """Maps `fn` over the pieces and writes a dataset; finishes what was begun.
 
   Args:
@@ -183,7 +143,7 @@ def run(
       on any machine; None makes them here, one after another.
 
   Returns:
-    Counts of the shards of this process.
+    tally.Counts of the shards of this process.
 
   Raises:
     ValueError: if the folder holds something else, or was begun with other
@@ -244,7 +204,7 @@ def run(
     if runner is not None:
       progress(notes[piece]["read"])
   complete = ledger.finish(book, fields)
-  return Counts(
+  return tally.Counts(
     **ledger.total(list(notes.values())),
     shards=len(waiting),
     skipped=len(own) - len(waiting),

@@ -13,7 +13,14 @@ import jax
 import ml_collections
 
 from cc_jax.core import files, log, sharding, versions
-from cc_jax.data import caption_join, caption_quality, passes, shards, tokenize
+from cc_jax.data import (
+  caption_join,
+  caption_quality,
+  passes,
+  shards,
+  tally,
+  tokenize,
+)
 from cc_jax.pipelines import caption_recipe, captioner, image_captioner
 
 # Of records of the catalogue, captions and the flags that they have already.
@@ -38,7 +45,7 @@ class Way(NamedTuple):
   batch_size: int = 256
 
 
-def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
+def main(config: ml_collections.ConfigDict, workdir: str) -> tally.Counts:
   """Writes `caption_<name>`, and trains a tokenizer if asked to.
 
   Raises:

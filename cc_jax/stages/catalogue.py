@@ -19,6 +19,7 @@ from cc_jax.data import (
   passes,
   rows,
   sources,
+  tally,
 )
 
 RUNNERS = ("here", "beam")
@@ -26,7 +27,7 @@ RUNNERS = ("here", "beam")
 SETTINGS = ("collection", "licence", "min_side", "max_pixels", "url_encoded")
 
 
-def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
+def main(config: ml_collections.ConfigDict, workdir: str) -> tally.Counts:
   """Lets in what the collection may hold, and counts what it may not.
 
   Raises:

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from cc_jax.core import files, log, versions
-from cc_jax.data import catalogue, duplicates, passes, shards
+from cc_jax.data import catalogue, duplicates, passes, shards, tally
 
 SIGNATURES = {
   "key": "text",
@@ -29,7 +29,7 @@ SIGNATURES = {
 _BLOCK = 4096
 
 
-def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
+def main(config: ml_collections.ConfigDict, workdir: str) -> tally.Counts:
   """Keeps of each image the copy that is freest, then largest.
 
   Raises:
@@ -92,7 +92,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
 
 def _pass(
   folder: str, images: shards.Dataset, stage: str, **settings: Any
-) -> passes.Counts:
+) -> tally.Counts:
   with log.progress(len(images), "deduplicate", "images") as progress:
     return passes.run(
       folder,

@@ -5,12 +5,12 @@ import jax
 import ml_collections
 
 from cc_jax.core import log, sharding, versions
-from cc_jax.data import passes, shards, tokenize
+from cc_jax.data import passes, shards, tally, tokenize
 from cc_jax.models import hub
 from cc_jax.pipelines import encoder
 
 
-def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
+def main(config: ml_collections.ConfigDict, workdir: str) -> tally.Counts:
   """Writes what the train step reads.
 
   Raises:

@@ -7,12 +7,12 @@ import jax
 import ml_collections
 
 from cc_jax.core import log, versions
-from cc_jax.data import aligned, passes, records, shards, subset
+from cc_jax.data import aligned, passes, records, shards, subset, tally
 
 
 def main(
   config: ml_collections.ConfigDict, workdir: str
-) -> dict[str, passes.Counts]:
+) -> dict[str, tally.Counts]:
   """Writes each folder again with the same records of it.
 
   Returns:
