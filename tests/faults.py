@@ -105,7 +105,7 @@ def kill(stage, data, place, seeds):
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
           break
         time.sleep(0.001)
-      time.sleep(moments.uniform(0, 0.02 * 1.5**own))
+      time.sleep(moments.uniform(0, 0.02 * 2**own))
       os.kill(pid, signal.SIGKILL)
       status = wait(pid)
       assert status in (0, -signal.SIGKILL), output(here)

@@ -97,7 +97,7 @@ def test_killed_at_random_moments(stage, data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_many_more_moments(stage, data, tmp_path):
-  drive("kill", stage, data, tmp_path / "out", seeds=25)
+  drive("kill", stage, data, tmp_path / "out", seeds=10)
 
 
 @ONE
@@ -112,7 +112,8 @@ def test_files_that_may_not_be_so_large(stage, data, tmp_path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk(stage, data, tmp_path):
-  drive("full", stage, data, tmp_path / "out", seeds=2, prefix=NAMESPACE)
+  seeds = 1 if stage == "encode" else 2
+  drive("full", stage, data, tmp_path / "out", seeds, prefix=NAMESPACE)
 
 
 @ONE

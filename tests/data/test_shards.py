@@ -2,6 +2,8 @@
 """Records, folders and aligned folders, against TFDS and on bad folders."""
 
 import json
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -252,6 +254,23 @@ def test_a_shard_of_another_length_is_an_error(tmp_path):
 
 
 CAPTIONS = {"key": "text", "caption": "text"}
+
+
+@pytest.mark.parametrize("how", ["cut", "altered"])
+def test_a_damaged_shard_is_named(how, tmp_path):
+  folder = dataset(tmp_path / "d")
+  path = pathlib.Path(shards.open(folder).path("train", 2))
+  whole = bytearray(path.read_bytes())
+  # The first record begins after the headers of the file and of its block.
+  whole[150] ^= 0xFF
+  path.write_bytes(whole if how == "altered" else whole[: len(whole) // 2])
+  opened = shards.open(folder)
+  message = re.escape(f"{path} is damaged (")
+  with pytest.raises(ValueError, match=message):
+    list(shards.read(opened, "train", 2))
+  with pytest.raises(ValueError, match=message):
+    source_of(folder)[3]
+  assert source_of(folder)[2]
 
 
 def caption(index):
