@@ -120,7 +120,12 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   return task.Task(
     init=init,
     loss=jax.tree_util.Partial(loss, frozen),
-    features=("latent_mean", "latent_std", "tokens", *row.features),
+    features=(
+      "latent_mean",
+      *(("latent_std",) if config.encode.std else ()),
+      "tokens",
+      *row.features,
+    ),
     transform=None,
     weights={
       "latent_mean": vae.hash,
@@ -145,8 +150,13 @@ def check(options: ml_collections.ConfigDict) -> None:
 def sample_latent(
   batch: dict[str, Array], key: PRNGKeyArray
 ) -> Float[Array, "B H W C"]:
-  """A latent from the mean and deviation that the encoder gave; unscaled."""
+  """A latent from the mean and deviation that the encoder gave; unscaled.
+
+  The mean itself where no deviation was kept (`encode.std`).
+  """
   mean = batch["latent_mean"].astype(jnp.float32)
+  if "latent_std" not in batch:
+    return mean
   std = batch["latent_std"].astype(jnp.float32)
   return mean + std * jax.random.normal(key, mean.shape)
 
