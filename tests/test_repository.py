@@ -29,6 +29,7 @@ ELSEWHERE = {
   "core/legacy": "tests/core/test_convert.py, and models/test_published.py",
   "core/spelling": "tests/core/test_convert.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
+  "data/latents": "tests/tasks/test_padded.py",
   "data/ledger": "tests/data/test_passes.py",
   "data/page": "tests/stages/test_report.py",
   "data/records": "tests/data/test_shards.py",
@@ -43,7 +44,6 @@ ELSEWHERE = {
   "models/unet_blocks": "tests/models/test_unet.py",
   "stages/caption": "tests/tiny.py",
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",
-  "stages/encode": "tests/tiny.py",
   "stages/remove": "tests/data/test_removal.py",
   "stages/subset": "tests/data/test_subset.py",
 }

@@ -7,7 +7,8 @@
                           length 1: the task sees to that (CLIP-GEN)
   tokens                  int32 [T], of the caption
   text_states             T5's, bfloat16 [S D], of valid tokens only (PixArt)
-  size crop bucket        of the image, its place and its frame, int32 [2]
+  size crop bucket        int32 [2]: of the original, of the crop in the resized
+                          one (top, left; SDXL), and of the frame; with latents
 
 Latents are [H W C]; in aspect buckets they are [T C], row by row, since TFDS
 knows one unknown dimension, and `bucket` gives the shape: (H, W) pixels.
@@ -83,7 +84,7 @@ def features(networks: Networks, options: Options) -> dict[str, records.Spec]:
   check(networks, options)
   (height, width), *others = options.frames.table
   made: dict[str, records.Spec] = {"key": "text"}
-  made |= {name: ("int32", (2,)) for name in ("size", "crop", "bucket")}
+  made |= {name: ("int32", (2,)) for name in _places(networks, options)}
   if networks.vae:
     factor = networks.vae.config.factor
     shape = (height // factor, width // factor) if not others else (None,)
@@ -101,6 +102,13 @@ def features(networks: Networks, options: Options) -> dict[str, records.Spec]:
   if networks.t5:
     made["text_states"] = ("bfloat16", (None, networks.t5.config.width))
   return made
+
+
+def _places(networks: Networks, options: Options) -> tuple[str, ...]:
+  """Which of an image's sizes are kept; a record of CLIP-GEN needs none."""
+  if networks.vae:
+    return ("size", "crop", "bucket")
+  return ("bucket",) if options.bucketed else ()
 
 
 def hashes(networks: Networks, options: Options) -> dict[str, str]:
@@ -186,6 +194,7 @@ def make(
   layout = sharding.batch_layout(mesh)
   on_images, on_clip, on_text = _functions(networks, options, mesh)
   clip_size = networks.clip and networks.clip.config.vision.image_size
+  places = _places(networks, options)
   compiled = {}
 
   def call(function, *inputs):
@@ -230,10 +239,13 @@ def make(
         record = {name: np.array(x[row]) for name, x in arrays.items()}
         if on_text:
           record["text_states"] = record["text_states"][mask[row]]
-        record["key"] = value.example["key"]
-        record["size"], record["crop"] = value.cover.size, value.cover.crop
-        record["bucket"] = np.array(frame, np.int32)
-        rows.append(record)
+        known = {
+          "size": value.cover.size,
+          "crop": value.cover.crop,
+          "bucket": np.array(frame, np.int32),
+        }
+        record |= {name: known[name] for name in places}
+        rows.append({"key": value.example["key"], **record})
       return rows
 
     return finish

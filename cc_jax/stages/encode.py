@@ -7,7 +7,7 @@ import jax
 import ml_collections
 
 from cc_jax.core import log, sharding, versions
-from cc_jax.data import frames, passes, shards, tokenize
+from cc_jax.data import bucket_index, frames, passes, shards, tokenize
 from cc_jax.models import hub
 from cc_jax.pipelines import encoder, overlap
 
@@ -69,6 +69,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
       process_count=jax.process_count(),
       progress=progress,
     )
+  if counts.complete and options.buckets:
+    bucket_index.write(shards.open(options.folder))
   versions.record(workdir, "encode", config)
   if counts.shards:
     log.announce("encode", overlap.limits(seconds))
