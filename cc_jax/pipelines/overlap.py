@@ -50,7 +50,8 @@ def run(
     examples: read in the caller's thread, a few batches ahead.
     prepare: called in threads; a reject is the result of its example.
     start: begins to compute up to `batch_size` values of one group, without
-      waiting; what it returns is called for the results, as many.
+      waiting; what it returns is called for the results, as many. What it
+      adds to seconds["compile"] itself is no time of the device.
     batch_size: of full batches.
     seconds: to which is added how long this thread waited for each of `STEPS`,
       and the number of `images`. Work that others hid does not count, so the
@@ -63,7 +64,11 @@ def run(
 
   def launch(group: Hashable) -> None:
     numbers, values = zip(*waiting.pop(group), strict=True)
-    flying.append((numbers, start(group, list(values))))
+    compiled = seconds.get("compile", 0.0)
+    # Some devices take a batch only when they are done with the last one.
+    with clock(seconds, "device"):
+      flying.append((numbers, start(group, list(values))))
+    seconds["device"] -= seconds.get("compile", 0.0) - compiled
     # One is computed while the next is put together.
     if len(flying) > 1:
       land()
