@@ -61,7 +61,12 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
         "size": options.size,
         "tokens": options.tokens,
         "dtype": config.train.dtype,
-        "frames": chosen.frames._asdict(),
+        "buckets": options.buckets,
+        "bucket_step": options.bucket_step,
+        "crop": options.crop,
+        "enlarge": options.enlarge,
+        # Which decides nothing else.
+        "seed": config.seed if options.crop == "random" else 0,
       },
       inputs=passes.inputs(datasets),
       weights=encoder.hashes(networks, chosen),
