@@ -127,12 +127,11 @@ def run(
   stage: str,
   features: Mapping[str, records.Spec],
   pieces: Sequence[Piece],
-  fn: Callable[[Any], Any],
+  fn: Callable[[list[Any]], Sequence[Any]],
   batch_size: int,
   config: Mapping[str, Any],
   inputs: Sequence[Any],
   weights: Mapping[str, str] | None = None,
-  streams: bool = False,
   keep_all: bool = False,
   attribute: bool = False,
   code: Mapping[str, Any] | None = None,
@@ -153,8 +152,6 @@ def run(
       cross shards; the last one of a shard may be shorter. What it raises is a
       bug and ends the pass.
     batch_size: how many examples `fn` takes at once.
-    streams: `fn` takes an iterator over the examples of one shard instead, and
-      yields as many results in their order, as late as it likes.
     config: whatever else decides what is written; JSON values.
     inputs: what the pieces read, JSON values; `inputs()` for datasets.
     weights: the SHA-256 of the weights that made each feature.
@@ -206,10 +203,7 @@ def run(
   for piece in order[process_index::process_count]:
     note = ledger.load(book, piece.split, piece.index)
     if note is None:
-      if streams:
-        entries = _stream(piece, fn, keep_all, progress)
-      else:
-        entries = _map(piece, fn, batch_size, keep_all, progress)
+      entries = _map(piece, fn, batch_size, keep_all, progress)
       note, owners = _write(folder, name, piece, fields, entries)
       if attribute:
         place = ledger.attribution_path(book, piece.split, piece.index)
@@ -286,40 +280,6 @@ def _map(
   if held:
     yield from mapped()
     progress(len(held))
-
-
-def _stream(
-  piece: Piece,
-  fn: Callable[[Iterator[Any]], Iterator[Any]],
-  keep_all: bool,
-  progress: Callable[[int], Any],
-) -> Iterator[tuple[Any, Any]]:
-  """Yields (input, result) for what a piece reads, in order, as one stream."""
-  held: collections.deque[Any] = collections.deque()
-
-  def examples() -> Iterator[Any]:
-    for entry in piece.read():
-      held.append(entry)
-      if not isinstance(entry, Reject):
-        yield entry
-
-  # None, which nothing returns, stands for the end.
-  for result in itertools.chain(fn(examples()), [None]):
-    while held and isinstance(held[0], Reject):
-      reject = held.popleft()
-      yield reject, reject
-      progress(1)
-    if bool(held) != (result is not None):
-      raise ValueError(
-        "the function of the pass yielded another number of results than it "
-        "got examples; expected one for each"
-      )
-    if held:
-      entry = held.popleft()
-      if keep_all:
-        _check_kept(entry, result)
-      yield entry, result
-      progress(1)
 
 
 def _check_kept(entry: Any, result: Any) -> None:

@@ -167,7 +167,7 @@ def make(
   options: Options,
   seconds: overlap.Seconds | None = None,
 ) -> Callable[[Iterator[Mapping[str, Any]]], Iterator[Any]]:
-  """A stream for data/passes.py: catalogue records to encoded ones.
+  """A stream for `overlap.piece`: catalogue records to encoded ones.
 
   Each frame is a program to compile, 40 for PixArt's buckets.
 

@@ -9,7 +9,13 @@ time, so a stream that is run again gives the same batches.
 """
 
 import collections
-from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from collections.abc import (
+  Callable,
+  Hashable,
+  Iterator,
+  MutableMapping,
+  Sequence,
+)
 from concurrent import futures
 import contextlib
 import os
@@ -140,6 +146,45 @@ def _ahead(
   finally:
     for future in begun:
       future.cancel()
+
+
+class Done(NamedTuple):
+  """A result, and what a pass notes of the example that it is of."""
+
+  result: Any
+  key: str
+  licence: str
+
+
+def piece(
+  source: passes.Piece, stream: Callable[[Iterator[Any]], Iterator[Any]]
+) -> passes.Piece:
+  """A piece of a pass that yields `Done` for what a stream makes of it.
+
+  The function of such a pass is `results`: all is done when it is called.
+
+  Args:
+    source: of records, as `passes.pieces` makes them.
+    stream: as `run` of everything but its examples.
+  """
+
+  def read() -> Iterator[Done]:
+    held: collections.deque[tuple[str, str]] = collections.deque()
+
+    def examples() -> Iterator[Any]:
+      for example in source.read():
+        held.append((example["key"], example.get("licence", "")))
+        yield example
+
+    for result in stream(examples()):
+      yield Done(result, *held.popleft())
+
+  return source._replace(read=read)
+
+
+def results(batch: Sequence[Done]) -> list[Any]:
+  """The results of what `piece` yields."""
+  return [done.result for done in batch]
 
 
 def threads() -> int:

@@ -40,6 +40,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
   )
   features = encoder.features(networks, chosen)
   seconds: overlap.Seconds = collections.Counter()
+  stream = encoder.make(networks, chosen, seconds)
   total = len(datasets[0])
   log.announce(
     "encode",
@@ -52,10 +53,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> passes.Counts:
       name=config.name,
       stage="encode",
       features=features,
-      pieces=passes.pieces(datasets),
-      fn=encoder.make(networks, chosen, seconds),
+      pieces=[overlap.piece(one, stream) for one in passes.pieces(datasets)],
+      fn=overlap.results,
       batch_size=options.batch_size,
-      streams=True,
       config={
         "caption": options.caption if options.captions else "",
         "size": options.size,

@@ -2,6 +2,7 @@
 """Streams in batches of one group: order, batches, overlap, times."""
 
 import collections
+import json
 import threading
 import time
 
@@ -140,3 +141,35 @@ def test_times_say_which_step_limits():
   _, _, seconds = run(range(24), start=start)
   assert overlap.limits(seconds).startswith("device limits")
   assert seconds["device"] >= 0.25
+
+
+def test_a_pass_over_a_stream_notes_keys_and_licences(tmp_path):
+  rows = [{"key": str(i), "licence": f"CC{i % 2}", "n": i} for i in range(9)]
+  source = passes.Piece("train", 0, 1, lambda: iter(rows), len(rows))
+
+  def late(examples):
+    for example in list(examples):
+      if example["n"] % 3:
+        yield {"key": example["key"]}
+      else:
+        yield passes.Reject("divisible")
+
+  progress = []
+  counts = passes.run(
+    tmp_path,
+    name="toy",
+    stage="late",
+    features={"key": "text"},
+    pieces=[overlap.piece(source, late)],
+    fn=overlap.results,
+    batch_size=2,
+    config={},
+    inputs=[],
+    progress=progress.append,
+  )
+  assert (counts.read, counts.kept) == (9, 6)
+  assert counts.rejected == {"divisible": 3}
+  assert counts.licences == {"CC0": 3, "CC1": 3}
+  assert sum(progress) == 9
+  lines = (tmp_path / "rejects.jsonl").read_text().splitlines()
+  assert [json.loads(line)["where"] for line in lines] == ["0", "3", "6"]
