@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import ml_collections
 
 from cc_jax.core import sharding, tree
-from cc_jax.data import tokenize
+from cc_jax.data import latents, tokenize
 from cc_jax.diffusion import schedule as schedules
 from cc_jax.models import families, kinds, layers
 from cc_jax.tasks import task
@@ -125,8 +125,9 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
       *(("latent_std",) if config.encode.std else ()),
       "tokens",
       *row.features,
+      *(("bucket",) if config.encode.buckets else ()),
     ),
-    transform=None,
+    transform=latents.shaped if config.encode.buckets else None,
     weights={
       "latent_mean": vae.hash,
       "latent_std": vae.hash,

@@ -24,7 +24,7 @@ from cc_jax.data import (
 )
 from cc_jax.models import autoencoder, hub, kinds, layers, vqgan
 from cc_jax.pipelines import encoder
-from cc_jax.stages import caption, catalogue, encode
+from cc_jax.stages import caption, catalogue, encode, train
 
 BUCKETS = {
   "encode__buckets": True,
@@ -98,6 +98,38 @@ def test_a_folder_in_buckets_is_trained_on_in_buckets(data, shapes):
     seen.add((height, width))
   assert len(seen) == 4
   batches.close()
+
+
+@pytest.mark.slow  # A train step is compiled for each bucket.
+def test_a_run_in_buckets_resumes_exactly(data, shapes):
+  made = config(data, shapes, "trained", **BUCKETS)
+  encode.main(made, str(shapes))
+  settings = dict(
+    train__folders=(made.encode.folder,),
+    train__batch_size=8,
+    train__log_every=2,
+    **BUCKETS,
+  )
+
+  def run(name, steps):
+    workdir = str(shapes / name)
+    path = f"{workdir}/checkpoints"
+    return train.main(
+      tiny.config(
+        data,
+        workdir,
+        train__steps=steps,
+        train__checkpoint_every=3,
+        train__checkpoints=path,
+        **settings,
+      ),
+      workdir,
+    )
+
+  with tiny.compiled_once(data):
+    straight = run("straight", 5)
+    run("stopped", 3)
+    assert tiny.largest_difference(run("stopped", 5), straight) == 0
 
 
 def test_records_stay_in_order_and_beside_their_captions(data, shapes):
