@@ -117,12 +117,21 @@ def get_config(arg: str = "") -> ConfigDict:
 
   config.encode = ConfigDict()
   config.encode.images = "{workdir}/catalogue"
-  config.encode.captions = "{workdir}/captions"
+  config.encode.captions = "{workdir}/captions"  # Or "": images alone.
   config.encode.caption = "caption_title"
   config.encode.refuse = ()  # ("empty", "no_caption"): flags of captions.
   config.encode.folder = "{workdir}/latents"
   config.encode.size = 256
+  config.encode.buckets = False  # A frame of about that area, by aspect ratio.
+  config.encode.bucket_step = 0  # Of frames' sides; 0: PixArt's 40 frames.
+  config.encode.crop = "centre"  # Or "random", by seed and key.
+  config.encode.enlarge = False  # Images under their frame, else left out.
+  config.encode.latents = True  # Of model.vae.
+  config.encode.std = True  # Or the mean alone: half the bytes.
+  config.encode.vqgan = ""  # A network: its codes are stored, too.
+  config.encode.clip = ""  # And the embedding of the crop by its image tower.
   config.encode.tokens = 77
+  config.encode.text_states = False  # Of model.text, if it is a T5.
   config.encode.batch_size = 64
 
   # A network is a preset ("SD2"), a row of models/published.py ("sd2/vae"), a

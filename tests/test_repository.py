@@ -30,6 +30,7 @@ ELSEWHERE = {
   "core/spelling": "tests/core/test_convert.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
   "data/tally": "tests/data/test_passes.py",
+  "data/latents": "tests/tasks/test_padded.py",
   "data/ledger": "tests/data/test_passes.py",
   "data/page": "tests/stages/test_report.py",
   "data/records": "tests/data/test_shards.py",
@@ -43,7 +44,6 @@ ELSEWHERE = {
   "models/opt": "tests/models/test_lm.py",
   "models/unet_blocks": "tests/models/test_unet.py",
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",
-  "stages/encode": "tests/tiny.py",
   "stages/remove": "tests/data/test_removal.py",
   "stages/subset": "tests/data/test_subset.py",
 }

@@ -23,10 +23,11 @@ import time
 from typing import Any, NamedTuple
 
 import grain
+from jaxtyping import Int
 import ml_dtypes
 import numpy as np
 
-from cc_jax.data import aligned, records, shards
+from cc_jax.data import aligned, loader_buckets, records, shards
 
 # Threads that make batches, and batches they make ahead of the one asked for.
 # Two threads hide the wait for a disk; more only contend for the interpreter.
@@ -44,10 +45,12 @@ class Batches:
   Attributes:
     iterator: Grain's.
     global_batch: rows of a batch over all hosts.
+    bucketed: batches are of one bucket each, so no other size has the same.
   """
 
   iterator: grain.DatasetIterator
   global_batch: int
+  bucketed: bool = False
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
@@ -70,6 +73,11 @@ class Batches:
       ValueError: if they do not, or the place is not one.
     """
     index, size = _checked(place)
+    if self.bucketed and size != self.global_batch:
+      raise ValueError(
+        f"the loader stopped in batches of {size}, of one bucket each; go on "
+        f"with batch_size={size}, not {self.global_batch}"
+      )
     if index * size % self.global_batch:
       raise ValueError(
         f"the loader stopped after {index * size} rows, in batches of {size}; "
@@ -104,6 +112,7 @@ def batches(
   process_index: int = 0,
   process_count: int = 1,
   weights: Sequence[float | int] | None = None,
+  buckets: Int[np.ndarray, "R"] | None = None,
   shuffle: bool = True,
   repeat: bool = True,
   transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
@@ -123,6 +132,8 @@ def batches(
     process_count: hosts.
     weights: of several sources: how many rows come from each, in proportion;
       the same number when None.
+    buckets: the bucket of each record, from data/bucket_index.py: each batch is
+      then of one bucket, see data/loader_buckets.py.
     shuffle: gives each epoch another order; else the records come as stored.
     repeat: goes on for ever, a batch taking rows from two epochs where they
       meet, so that every record is seen once an epoch and a dataset may be
@@ -159,6 +170,8 @@ def batches(
       "above 0 for each"
     )
   _check_sources(sources, repeat)
+  if buckets is not None:
+    loader_buckets.check(buckets, [len(x) for x in sources], shuffle and repeat)
   rows = sum(len(source) for source in sources)
   if not repeat and process_count > 1 and rows % batch_size:
     raise ValueError(
@@ -166,8 +179,12 @@ def batches(
       f"does not divide over {process_count} processes; choose a batch_size "
       "that divides the records, or use one process"
     )
+  if buckets is None:
+    order = _order(sources, seed, weights, shuffle, repeat)
+  else:
+    order = loader_buckets.Order(buckets, batch_size, seed)
   dataset = _HostBatches(
-    _order(sources, seed, weights, shuffle, repeat),
+    order,
     sources=sources,
     size=batch_size,
     rows=(
@@ -181,7 +198,8 @@ def batches(
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=ahead if threads else 0
   )
-  made = Batches(iter(dataset.to_iter_dataset(options)), batch_size)
+  iterator = iter(dataset.to_iter_dataset(options))
+  made = Batches(iterator, batch_size, buckets is not None)
   if place is not None:
     made.seek(place)
   return made

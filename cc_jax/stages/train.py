@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from cc_jax.core import checkpoint, files, log, sharding, versions
-from cc_jax.data import grids, loader
+from cc_jax.data import bucket_index, grids, loader
 from cc_jax.pipelines import preview
 from cc_jax.tasks import step as steps
 from cc_jax.tasks import task as tasks
@@ -74,6 +74,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       seed=config.seed,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
+      buckets=bucket_index.load(source) if "bucket" in task.features else None,
       transform=task.transform,
       place=place,
     )
@@ -91,6 +92,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
     batch = sharding.put_batch(rows, mesh)
     compiled = steps.compile_update(update, state, loss, batch)
     describe(compiled, time.perf_counter() - started)
+    # One for each aspect bucket, when its first batch comes.
+    programs = {shapes_of(batch): compiled}
 
     # Nothing is written until all that can be refused has been.
     versions.record(workdir, "train", config)
@@ -103,7 +106,11 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       log.progress(options.steps, "train", "steps", start=first)
     )
     for step in range(first + 1, options.steps + 1):
-      state, metrics = compiled(state, loss, sharding.put_batch(rows, mesh))
+      batch = sharding.put_batch(rows, mesh)
+      shape = shapes_of(batch)
+      if shape not in programs:
+        programs[shape] = steps.compile_update(update, state, loss, batch)
+      state, metrics = programs[shape](state, loss, batch)
       stop = checkpoint.preempted(checkpoints, step)
       last = stop or step == options.steps
       saves = last or step % options.checkpoint_every == 0
@@ -134,6 +141,11 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
     if step < options.steps:
       raise KeyboardInterrupt(f"SIGTERM; step {step} is saved")
     return state
+
+
+def shapes_of(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
+  """What a program is compiled for."""
+  return tuple(batch[name].shape for name in sorted(batch))
 
 
 def describe(compiled: Any, seconds: float) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import ml_collections
 
 from cc_jax.core import sharding, tree
-from cc_jax.data import tokenize
+from cc_jax.data import latents, tokenize
 from cc_jax.diffusion import schedule as schedules
 from cc_jax.models import families, kinds, layers
 from cc_jax.tasks import task
@@ -120,8 +120,14 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   return task.Task(
     init=init,
     loss=jax.tree_util.Partial(loss, frozen),
-    features=("latent_mean", "latent_std", "tokens", *row.features),
-    transform=None,
+    features=(
+      "latent_mean",
+      *(("latent_std",) if config.encode.std else ()),
+      "tokens",
+      *row.features,
+      *(("bucket",) if config.encode.buckets else ()),
+    ),
+    transform=latents.shaped if config.encode.buckets else None,
     weights={
       "latent_mean": vae.hash,
       "latent_std": vae.hash,
@@ -145,8 +151,13 @@ def check(options: ml_collections.ConfigDict) -> None:
 def sample_latent(
   batch: dict[str, Array], key: PRNGKeyArray
 ) -> Float[Array, "B H W C"]:
-  """A latent from the mean and deviation that the encoder gave; unscaled."""
+  """A latent from the mean and deviation that the encoder gave; unscaled.
+
+  The mean itself where no deviation was kept (`encode.std`).
+  """
   mean = batch["latent_mean"].astype(jnp.float32)
+  if "latent_std" not in batch:
+    return mean
   std = batch["latent_std"].astype(jnp.float32)
   return mean + std * jax.random.normal(key, mean.shape)
 

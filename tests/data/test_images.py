@@ -8,6 +8,7 @@ import numpy as np
 import pictures
 from PIL import Image, ImageCms
 import pytest
+import transformers
 
 from cc_jax.data import images
 
@@ -292,6 +293,20 @@ def test_cover_refuses_an_empty_frame_and_a_position_outside():
     images.resize_cover(pictures.scene(), 0, 5)
   with pytest.raises(ValueError, match="position"):
     images.resize_cover(pictures.scene(), 5, 5, position=(0.5, 1.5))
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (53, 79), (32, 32)])
+def test_the_middle_is_what_clips_preprocessing_gives(shape):
+  picture = pictures.scene(*shape)
+  found = images.resize_middle(picture, 20)
+  processor = transformers.CLIPImageProcessorPil(
+    size={"shortest_edge": 20},
+    crop_size={"height": 20, "width": 20},
+    do_normalize=False,
+    do_rescale=False,
+  )
+  (expected,) = processor([picture], return_tensors="np")["pixel_values"]
+  np.testing.assert_array_equal(found, expected.transpose(1, 2, 0))
 
 
 def test_real_photographs_decode_alike_small_and_in_full():

@@ -177,6 +177,15 @@ def test_a_latent_is_drawn_from_what_the_encoder_gave(batch):
   assert rest.std() == pytest.approx(STD, rel=0.02)
 
 
+def test_without_a_deviation_a_latent_is_its_mean(data, batch):
+  task = make(data, encode__std=False)
+  assert "latent_std" not in task.features
+  batch = {name: x for name, x in batch.items() if name != "latent_std"}
+  z = latent_diffusion.sample_latent(batch, jax.random.key(0))
+  np.testing.assert_array_equal(z, batch["latent_mean"].astype(jnp.float32))
+  assert np.isfinite(first_loss(task, batch)[0])
+
+
 def gradient(data, rows, **fields):
   """(loss, gradients) of one batch at weights that are the same each time."""
   task = make(data, **fields)
