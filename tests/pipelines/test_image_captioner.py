@@ -2,8 +2,10 @@
 """Captions from bytes of images, beside transformers from end to end."""
 
 import hashlib
+import re
 import time
 
+import jax
 import numpy as np
 import pictures
 from PIL import Image
@@ -15,6 +17,7 @@ from transformers.models.clip import image_processing_pil_clip as clip
 
 from cc_jax.core import sharding
 from cc_jax.data import passes, tokenize
+from cc_jax.models import kinds
 from cc_jax.pipelines import caption_recipe, image_captioner
 
 SQUARE = {"height": 28, "width": 28}
@@ -221,3 +224,21 @@ def test_what_does_not_fit_the_network_is_refused(folders, kind, fields, words):
 def test_a_batch_must_divide_over_the_devices(folders):
   with pytest.raises(ValueError, match="batch_size=6 does not divide over 8"):
     make(folders["blip2"], recipe("blip2"), batch_size=6)
+
+
+def test_no_device_asks_another_one_for_its_cache(folders):
+  wanted, mesh = recipe("blip2", decoding="beam", beams=2), sharding.make_mesh()
+  loaded, tokenizer = image_captioner.load(folders["blip2"], "", wanted, mesh)
+  prompt = image_captioner.prompt_ids(loaded.config, tokenizer, wanted)
+  structure, _ = kinds.structure("blip2", loaded.config)
+  write = image_captioner.writer(structure, loaded.config, prompt, wanted)
+  pixels = jax.ShapeDtypeStruct(
+    (BATCH, 28, 28, 3), np.uint8, sharding=sharding.batch_layout(mesh)
+  )
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(write).lower(loaded.params, pixels, jax.random.key(0))
+    text = lowered.compile().as_text()
+  gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
+  assert gathered
+  # Keys and values have five axes.
+  assert max(shape.count(",") + 1 for shape in gathered) < 5
