@@ -16,13 +16,16 @@ from typing import Any
 
 import jax
 
-# A line of a compiled program: its name, and the scopes that it was made in.
-LINE = re.compile(r'%([\w.\-]+) = .*op_name="([^"]*)"')
-SHAPE = re.compile(r"%[\w.\-]+ = (\S+?)[ {]")
+# A line of a compiled program: name, type, operation, and the rest of it.
+LINE = re.compile(r"(ROOT )?%?([\w.\-]+) = (\S+?)(?:\{\S*)? ([\w\-]+)\((.*)")
+COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$|%?([\w.\-]+) \{$")
 
 
 def scopes(text: str) -> dict[str, str]:
-  """Operation -> "scopes of the model, its shape".
+  """Operation -> "scopes of the model, its type".
+
+  What the compiler made itself, as the gradient of a convolution's kernel, has
+  no scope; it is told by what it computes.
 
   Args:
     text: of a compiled program, `compiled.as_text()`.
@@ -31,12 +34,24 @@ def scopes(text: str) -> dict[str, str]:
   ...        'metadata={op_name="jit(f)/up_1/resnet/conv" id=2}')
   {'fusion.1': 'up_1/resnet/conv f32[2,4]'}
   """
-  found = {}
-  for line in text.splitlines():
-    if match := LINE.search(line):
-      inside = match[2].partition("/")[2] or match[2]
-      shape = SHAPE.search(line)
-      found[match[1]] = f"{inside} {shape[1] if shape else ''}".rstrip()
+  found, roots, inside = {}, {}, ""
+  lines = [line.strip() for line in text.splitlines()]
+  for line in lines:
+    if match := COMPUTATION.match(line):
+      inside = match[1] or match[2]
+    elif (match := LINE.match(line)) and match[1]:
+      window = re.search(r"window=\{[^}]*\}", match[5])
+      roots[inside] = f"{match[4]} {window[0] if window else ''}".rstrip()
+  for line in lines:
+    if match := LINE.match(line):
+      _, name, kind, operation, rest = match.groups()
+      scope = re.search(r'op_name="([^"]*)"', rest)
+      called = re.search(r"calls=%?([\w.\-]+)", rest)
+      if scope:
+        what = scope[1].partition("/")[2] or scope[1]
+      else:
+        what = roots.get(called[1] if called else "", operation)
+      found[name] = f"{what} {kind}"
   return found
 
 

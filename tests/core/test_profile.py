@@ -26,3 +26,19 @@ def test_as_many_are_named_as_were_asked_for():
   compiled = compiled.compile()
   run = lambda: compiled(jnp.ones((64, 64)))
   assert len(profile.slowest(run, compiled.as_text(), 1)) == 1
+
+
+def test_an_operation_without_a_scope_is_told_by_what_it_computes():
+  text = """
+%fused.1 (p: f32[2,3]) -> f32[2,3] {
+  %p = f32[2,3]{1,0} parameter(0)
+  ROOT %convolution.7 = f32[2,3]{1,0} convolution(%p, %p), window={size=8x8}
+}
+
+ENTRY %main (p: f32[2,3]) -> f32[2,3] {
+  %p.1 = f32[2,3]{1,0} parameter(0)
+  ROOT %fusion.2 = f32[2,3]{1,0} fusion(%p.1), kind=kCustom, calls=%fused.1
+}
+"""
+  found = profile.scopes(text)
+  assert found["fusion.2"] == "convolution window={size=8x8} f32[2,3]"

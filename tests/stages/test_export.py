@@ -217,7 +217,10 @@ def test_the_check_opens_what_was_written(make, tmp_path_factory, tmp_path):
   ("flags", "words"),
   [
     (["check=true", "sample.sampler=ddpm"], ["set sample.sampler=ddim"]),
-    (["check=true", "train.task=autoencoder"], ["this is an export of autoencoder"]),
+    (
+      ["check=true", "train.task=autoencoder"],
+      ["this is an export of autoencoder"],
+    ),
     (["dtype=int8"], ["export.dtype='int8'", "bfloat16"]),
     (["part=raw"], ["export.part='raw'", "ema or params"]),
     (["push=a/b", "folder=gs://bucket/x"], ["export.push", "gs://bucket/x"]),
