@@ -125,7 +125,7 @@ def test_kills_came_before_the_end_and_all_but_the_last_save_survived(
   assert in_a_save[3] <= terminated[3] <= between[3] < STEPS
   # A save is written beside the steps: the kill may have come before its end.
   assert between[3] % EVERY == 0 or between[3] == terminated[3]
-  assert "0 done before" not in ended[1]
+  assert ", 0 done before" not in ended[1]
 
 
 def test_preemption_saves_the_step_and_says_that_it_is_not_the_end(interrupted):
