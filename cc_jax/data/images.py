@@ -200,23 +200,6 @@ def resize_cover(
   return Cover(np.asarray(picture), np.int32((h, w)), np.int32((top, left)))
 
 
-def resize_middle(
-  image: UInt8[np.ndarray, "H W 3"], side: int
-) -> UInt8[np.ndarray, "S S 3"]:
-  """The middle square, resized as CLIP's preprocessing does (bicubic).
-
-  The shorter side becomes `side` and the longer one int(side * longer /
-  shorter), of which the middle is cut out.
-  """
-  h, w = image.shape[:2]
-  full_h, full_w = (int(side * n / min(h, w)) for n in (h, w))
-  picture = Image.fromarray(image).resize(
-    (full_w, full_h), Image.Resampling.BICUBIC
-  )
-  top, left = (full_h - side) // 2, (full_w - side) // 2
-  return np.asarray(picture)[top : top + side, left : left + side]
-
-
 def _open(data, max_pixels):
   """The undecoded picture, the name of its format and its EXIF orientation."""
   if not data:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cc_jax.core import sharding, tree
-from cc_jax.data import frames, images, passes, records, tokenize
+from cc_jax.data import frames, images, passes, records, squares, tokenize
 from cc_jax.models import clip_vision, hub, kinds
 from cc_jax.pipelines import overlap
 
@@ -226,7 +226,9 @@ def make(
     cover = frames.cut(example, options.frames)
     if isinstance(cover, passes.Reject):
       return cover
-    clip = networks.clip and images.resize_middle(cover.image, clip_size)
+    clip = networks.clip and squares.square(
+      cover.image, clip_size, squares.CROP
+    )
     value = _Image(example, cover, clip)
     return overlap.Prepared(cover.image.shape[:2], value)
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 import pytest
 import transformers
 
-from cc_jax.data import images
+from cc_jax.data import images, squares
 
 CLOTHING = pathlib.Path(__file__).parents[3] / "shared/data/clothing"
 
@@ -298,7 +298,7 @@ def test_cover_refuses_an_empty_frame_and_a_position_outside():
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48), (53, 79), (32, 32)])
 def test_the_middle_is_what_clips_preprocessing_gives(shape):
   picture = pictures.scene(*shape)
-  found = images.resize_middle(picture, 20)
+  found = squares.square(picture, 20, squares.CROP)
   processor = transformers.CLIPImageProcessorPil(
     size={"shortest_edge": 20},
     crop_size={"height": 20, "width": 20},

@@ -12,7 +12,7 @@ import tiny_models
 import toys
 
 from cc_jax.core import tree
-from cc_jax.data import frames, images, passes, records, tokenize
+from cc_jax.data import frames, images, passes, records, squares, tokenize
 from cc_jax.models import clip_vision, hub, kinds, layers
 from cc_jax.pipelines import encoder
 
@@ -175,7 +175,7 @@ def test_the_embedding_is_clips_of_the_crop(clip_gen):
   (example,) = examples(1)
   (record,) = encode([example])
   cover = images.decode_cover(example["image"], tiny.SIZE, tiny.SIZE)
-  small = images.resize_middle(cover.image, 8)
+  small = squares.square(cover.image, 8, squares.CROP)
   x = clip_vision.normalise(jnp.asarray(small, jnp.float32)[None] / 127.5 - 1)
   expected = network.image_embedding(x)[0]
   np.testing.assert_allclose(
