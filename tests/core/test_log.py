@@ -111,13 +111,16 @@ def test_deferring_waits_for_no_step_that_is_still_running():
 
   step, x = jax.jit(work), jnp.ones((300, 300))
   step(x).block_until_ready()
-  queue = collections.deque()
-  began = time.perf_counter()
-  for number in range(2):
-    assert not list(log.defer(queue, number, {"loss": step(x)}, lag=2))
-  queued = time.perf_counter() - began
-  assert len(list(log.drain(queue))) == 2
-  assert queued < (time.perf_counter() - began) / 4
+  shares = []
+  for _ in range(5):  # the best of five: the machine may be busy
+    queue = collections.deque()
+    began = time.perf_counter()
+    for number in range(2):
+      assert not list(log.defer(queue, number, {"loss": step(x)}, lag=2))
+    queued = time.perf_counter() - began
+    assert len(list(log.drain(queue))) == 2
+    shares.append(queued / (time.perf_counter() - began))
+  assert min(shares) < 0.25
 
 
 def test_a_value_that_is_not_finite_stops_the_run_with_its_step():

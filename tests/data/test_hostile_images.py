@@ -176,9 +176,9 @@ def bombs():
 def test_a_bomb_is_refused_from_its_header(kind):
   data = bombs()[kind]
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  start = time.perf_counter()
+  start = time.process_time()
   reason = refused(data)
-  seconds = time.perf_counter() - start
+  seconds = time.process_time() - start
   grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
   # A WebP whose frames do not fill its canvas is broken before it is large.
   assert reason == "too_large" or (kind == "WEBP" and reason == "corrupt")
