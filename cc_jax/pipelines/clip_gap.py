@@ -88,11 +88,11 @@ def training_captions(
   Raises:
     ValueError: there are none.
   """
-  folder, name = config.encode.captions, config.encode.caption
+  folder, name = config.sample.gap_captions, config.encode.caption
   if not folder:
     raise ValueError(
-      "sample.gap=shift needs captions; set encode.captions to a folder that "
-      "`cc-jax caption` wrote, or sample.gap=nearest"
+      "sample.gap=shift needs captions; set sample.gap_captions to a folder "
+      "that `cc-jax caption` wrote, or sample.gap=nearest"
     )
   dataset = shards.open(folder)
   return _rows(config, [dataset], name, split or config.train.split)

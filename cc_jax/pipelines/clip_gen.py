@@ -56,7 +56,7 @@ def measure(
       embedder, images, titles, config.evaluate.recognise.templates
     )
     return found | gap(config, embedder, images)
-  if config.train.task == "prior" and config.encode.captions:
+  if config.train.task == "prior":
     embedder = embeddings.make(config, batch_size=size)
     images = clip_gap.training_images(config, split)
     return gap(config, embedder, images)
@@ -93,7 +93,12 @@ def gap(
   embedder: embeddings.Embedder,
   images: np.ndarray,
 ) -> dict[str, float]:
-  """How far apart held-out images and captions lie on average."""
+  """How far apart held-out images and captions lie on average.
+
+  Nothing where no captions are named.
+  """
+  if not config.sample.gap_captions:
+    return {}
   captions = embeddings.texts(
     embedder, clip_gap.training_captions(config, config.evaluate.split)
   )

@@ -65,7 +65,8 @@ def make(
 
   Args:
     config: of the run that trained the prior.
-    params: its weights; None reads the checkpoint that `config.sample` names.
+    params: its weights; None reads the checkpoint that `config.sample` names,
+      or, where nothing was trained, those that `config.model.prior` brings.
     part: of a checkpoint, "ema" or "params"; "" for that of `config.sample`.
 
   Raises:
@@ -80,6 +81,9 @@ def make(
   found = families.prior(names.prior, vqgan.config, clip.config)
   dtype = config.train.dtype
   structure, shapes = kinds.structure("prior", found, dtype)
+  trained = checkpoint.latest_step(config.train.checkpoints) is not None
+  if params is None and not trained and isinstance(names.prior, str):
+    params = {"prior": hub.load(names.prior, "prior", mesh=mesh).params}
   if params is None:
     params = checkpoint.load(
       config.train.checkpoints,

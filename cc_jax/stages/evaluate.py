@@ -58,7 +58,12 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
     config.prior[name] = 0.0
   task = tasks.make(config)
   source = tasks.source(task, config.train.folders, options.split)
-  params = weights(config, task)
+  params = checkpoint.load(
+    config.train.checkpoints,
+    config.sample.part,
+    jax.eval_shape(task.init, jax.random.key(0)),
+    None if config.sample.step < 0 else config.sample.step,
+  )
   loss = jax.jit(lambda loss, *args: loss(*args)[0])
   # As stored and once: every host sees all records, the last batch is short.
   batches = loader.batches(
@@ -79,22 +84,16 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
   return total / len(source)
 
 
-def weights(config: ml_collections.ConfigDict, task: tasks.Task) -> Any:
-  """Those of the checkpoint that `config.sample` names."""
-  return checkpoint.load(
+def numbers(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """What pipelines/clip_gen.py measures of CLIP-GEN's networks."""
+  task = tasks.make(config)
+  params = checkpoint.load(
     config.train.checkpoints,
     config.sample.part,
     jax.eval_shape(task.init, jax.random.key(0)),
     None if config.sample.step < 0 else config.sample.step,
   )
-
-
-def numbers(config: ml_collections.ConfigDict) -> dict[str, float]:
-  """What pipelines/clip_gen.py measures of CLIP-GEN's networks."""
-  task = tasks.make(config)
-  return clip_gen.measure(
-    config, task.parts, weights(config, task), real_images
-  )
+  return clip_gen.measure(config, task.parts, params, real_images)
 
 
 def recognise(config: ml_collections.ConfigDict) -> dict[str, float]:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prior's loss against torch, its options, and that it sees no text."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 import parity
 import pytest
 import tiny
+import tiny_clip_gen
 import torch
 import torch.nn.functional as F
 import transformers
@@ -17,68 +19,30 @@ from cc_jax.core import config_json, convert
 from cc_jax.data import shards
 from cc_jax.models import clip_dual, families, hub, kinds, vqgan
 from cc_jax.models import prior as priors
-from cc_jax.stages import encode
 from cc_jax.tasks import prior, step, task
 
 BATCH, CODES = 6, 12
-VQGAN = vqgan.Config(
-  channels=(4, 8, 8),
-  attention=(False, False, False),
-  groups=4,
-  latent_channels=5,
-  codebook_width=5,
-  codebook_size=CODES,
-  # taming's twin always has one.
-  mid_attention=True,
+VQGAN, CLIP, PRIOR = (
+  tiny_clip_gen.VQGAN,
+  tiny_clip_gen.CLIP,
+  tiny_clip_gen.PRIOR,
 )
-CLIP = hub.config(
-  dict(
-    projection=10,
-    text=dict(vocabulary=514, width=16, mlp=32, depth=1, heads=2, positions=8),
-    vision=dict(width=16, mlp=32, depth=2, heads=2, image_size=12, patch=4),
-  ),
-  "clip",
-)
-PRIOR = ConfigDict(dict(width=24, depth=2, heads=3, positions=16))
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-  """A folder with a VQGAN and a CLIP of random weights."""
-  folder = tmp_path_factory.mktemp("networks")
-  for seed, (kind, made) in enumerate((("vqgan", VQGAN), ("clip", CLIP))):
-    params = parity.scramble(kinds.structure(kind, made)[1], seed)
-    hub.save(f"{folder}/{kind}", kind, made, params)
-  return folder
+  """Random networks, and the tiny images as their codes and embeddings."""
+  return pathlib.Path(tiny_clip_gen.shared(tmp_path_factory)[1])
 
 
 @pytest.fixture(scope="module")
-def data(networks, tmp_path_factory):
-  """The tiny images as codes and embeddings, without captions."""
-  folder = tiny.shared(tmp_path_factory)
-  made = tiny.config(
-    folder,
-    networks,
-    encode__folder=f"{networks}/codes",
-    encode__captions="",
-    encode__latents=False,
-    encode__vqgan=f"{networks}/vqgan",
-    encode__clip=f"{networks}/clip",
-  )
-  encode.main(made, str(networks))
-  return folder
+def data(tmp_path_factory):
+  return tiny.shared(tmp_path_factory)
 
 
 def config(networks, **fields):
-  fields = {
-    "model__vqgan": f"{networks}/vqgan",
-    "model__clip": f"{networks}/clip",
-    "model__prior": PRIOR,
-    "train__task": "prior",
-    "train__folders": (f"{networks}/codes",),
-    **fields,
-  }
-  return tiny.config(str(networks), networks, **fields)
+  data = networks.parent / "tiny"
+  return tiny_clip_gen.config(str(data), str(networks), networks, **fields)
 
 
 def batch():
