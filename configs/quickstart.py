@@ -168,7 +168,7 @@ def clipgen(config: ConfigDict) -> ConfigDict:
     dict(width=96, depth=4, heads=4, positions=16)
   )
   config.train.task = "prior"
-  config.train.steps = 1500
+  config.train.steps = 1000
   config.train.batch_size = 64
   config.train.lr = 1e-3
   config.train.b2 = 0.95
@@ -187,9 +187,9 @@ def clipgen(config: ConfigDict) -> ConfigDict:
     "gap=shift,candidates=8",
     "gap=nearest",
     "gap=nearest,candidates=8",
-    "guidance=1.0",
+    "guidance=2.0",
   )
-  config.sample.guidance = 2.0
+  config.sample.guidance = 1.0
   config.quickstart.steps = (
     "catalogue",
     "caption",
