@@ -5,6 +5,10 @@
 come inside scikit-learn and scikit-image, go through the whole pipeline: the
 licence gate, captions, an autoencoder, latents, a text-to-image model, samples,
 an evaluation and an export. Nothing is downloaded.
+
+What is done, in which order, is `config.quickstart.steps`: "STAGE" runs a stage
+with the config itself, "STAGE PART" with another argument of the config's file,
+in a folder of that name.
 """
 
 import importlib.resources
@@ -62,28 +66,52 @@ PHOTOGRAPHS = (
 )
 
 
+STAGES = {
+  "caption": caption.main,
+  "catalogue": catalogue.main,
+  "encode": encode.main,
+  "evaluate": evaluate.main,
+  "export": export.main,
+  "sample": sample.main,
+  "train": train.main,
+}
+
+
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Runs all stages in a work folder; a second run goes on where one stopped.
+  """Runs all steps in a work folder; a second run goes on where one stopped.
 
   Raises:
     ValueError: scikit-learn or scikit-image is not installed.
   """
-  started = time.perf_counter()
+  started, cpu = time.perf_counter(), time.process_time()
   write_source(config.catalogue.source)
-  catalogue.main(config, workdir)
-  caption.main(config, workdir)
-  # The autoencoder is a run of its own, with a config of its own.
-  small, folder = configs.load(config.quickstart.autoencoder), "autoencoder"
-  configs.resolve(small, f"{workdir}/{folder}")
-  train.main(small, f"{workdir}/{folder}")
-  export.main(small, f"{workdir}/{folder}")
-  encode.main(config, workdir)
-  train.main(config, workdir)
-  sample.main(config, workdir)
-  found = evaluate.main(config, workdir)
-  export.main(config, workdir)
-  seconds = time.perf_counter() - started
-  log.say(GOODBYE.format(workdir=workdir, minutes=seconds / 60, **found))
+  for step in config.quickstart.steps:
+    stage, _, part = step.partition(" ")
+    made, folder = of_part(config, workdir, part)
+    STAGES[stage](made, folder)
+  found = files.read_json(f"{workdir}/metrics.json")
+  seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+  log.announce("quickstart", f"{seconds:.0f} s, {cpu:.0f} s of CPU time")
+  log.say(
+    GOODBYE.format(
+      workdir=workdir,
+      minutes=seconds / 60,
+      opens=config.quickstart.opens.format(workdir=workdir),
+      **found,
+    )
+  )
+
+
+def of_part(
+  config: ml_collections.ConfigDict, workdir: str, part: str
+) -> tuple[ml_collections.ConfigDict, str]:
+  """The config and the folder of a part of a quickstart; "" for the whole."""
+  if not part:
+    return config, workdir
+  made = configs.load(f"{config.quickstart.file}:{part}")
+  folder = f"{workdir}/{part}"
+  configs.resolve(made, folder)
+  return made, folder
 
 
 def write_source(folder: str) -> None:
@@ -141,8 +169,7 @@ and {recognised_real:.1%} of real digits that were held out.
   {workdir}/metrics.json       the numbers of the evaluation
   {workdir}/metrics.jsonl      the curves of the training
   {workdir}/checkpoints/       the last train state
-  {workdir}/export/            opens in diffusers:
-    diffusers.StableDiffusionPipeline.from_pretrained("{workdir}/export")
+  {workdir}/export/            {opens}
   {workdir}/catalogue/         the data set; rejects.jsonl says what was refused
 
 Next: notebooks/quickstart.ipynb looks at all of it, and configs/clothing.py

@@ -145,6 +145,10 @@ def get_config(arg: str = "") -> ConfigDict:
   config.model.tokenizer = "sd2/tokenizer"
   config.model.tokenizer_2 = ""  # Of the second tower; "" for the same.
   config.model.zero_empty = False  # Zeros for an empty caption (SDXL).
+  config.model.clip = ""  # CLIP-GEN's networks: both towers,
+  config.model.vqgan = ""  # images as codes and back,
+  config.model.prior = ""  # embeddings to codes,
+  config.model.discriminator = "PATCHES_70"  # and the judge of decoders.
   config.model.prediction = "eps"  # Or "v", "x0".
   config.model.schedule = ConfigDict(
     dict(
@@ -192,11 +196,31 @@ def get_config(arg: str = "") -> ConfigDict:
   config.latent_diffusion.min_snr_gamma = 0.0  # 0 for plain squared error.
   config.latent_diffusion.stratified = False
 
-  config.autoencoder = ConfigDict()
+  config.autoencoder = ConfigDict()  # Of the tasks autoencoder and vqgan.
   config.autoencoder.size = 256
   config.autoencoder.kl_weight = 1e-6
   config.autoencoder.lpips_weight = 0.0
   config.autoencoder.lpips = ""  # A folder of its weights; models/lpips.py.
+  config.autoencoder.gan_weight = 0.0  # 0 for no discriminator.
+  config.autoencoder.gan_start = 0  # The step from which it is there.
+
+  config.vqgan = ConfigDict()
+  config.vqgan.beta = 0.25
+  # Which term it weighs: "codebook", as published weights were trained, or
+  # "commitment", as the paper has it.
+  config.vqgan.beta_on = "codebook"
+  config.vqgan.codebook_weight = 1.0
+  config.vqgan.ema_decay = 0.0  # 0.99: entries are means of what chose them.
+  config.vqgan.restart = 0.0  # Entries used less often a batch begin anew.
+
+  config.contrastive = ConfigDict()
+  config.contrastive.largest_scale = 100.0  # Of the cosines.
+
+  config.prior = ConfigDict()
+  config.prior.noise = 0.0  # On embeddings, as a part of their length.
+  config.prior.drop_condition = 0.0  # For guidance: so many are zeros.
+  config.prior.corrupt = 0.0  # So many codes that are read are random.
+  config.prior.clip_weight = 0.0  # Of what CLIP sees in the decoded codes.
 
   config.sample = ConfigDict()
   config.sample.prompts = ("a photo of a dog", "a photo of a cat")
@@ -207,6 +231,14 @@ def get_config(arg: str = "") -> ConfigDict:
   config.sample.rescale = 0.0
   config.sample.size = 256
   config.sample.batch_size = 16
+  config.sample.temperature = 1.0  # This and the next six: of CLIP-GEN.
+  config.sample.top_k = 500  # 0 for no limit; 1 for the likeliest code.
+  config.sample.top_p = 0.95
+  config.sample.candidates = 1  # The one that CLIP likes best is taken.
+  config.sample.gap = "none"  # Or "shift", "nearest": pipelines/clip_gap.py.
+  config.sample.gap_records = 4096  # Training images that it looks at.
+  config.sample.gap_nearest = 8
+  config.sample.gap_captions = ""  # A side folder, for "shift" and its number.
   config.sample.part = "ema"  # Or "params".
   config.sample.step = -1  # A checkpoint; -1 for the latest.
   config.sample.picture = "{workdir}/samples.png"
@@ -220,6 +252,9 @@ def get_config(arg: str = "") -> ConfigDict:
   config.evaluate.recognise.each = 0  # Images a title; 0 for none.
   config.evaluate.recognise.templates = ("a photo of {title}",)
   config.evaluate.recognise.side = 8  # Pixels a side that are compared.
+  # CLIP-GEN: what else is measured, ("gap=shift,candidates=8",): fields of
+  # config.sample.
+  config.evaluate.recognise.also = ()
 
   config.report = ConfigDict()
   config.report.images = "{workdir}/catalogue"
@@ -249,6 +284,13 @@ def get_config(arg: str = "") -> ConfigDict:
   config.bench.caption.decoding = "greedy"  # Or "beam", "nucleus".
   config.bench.caption.beams = 5
   config.bench.caption.dtype = "float32"
+  config.bench.prior = ConfigDict()  # CLIP-GEN's, random weights.
+  config.bench.prior.batch_size = 0  # 0 leaves it out.
+  config.bench.prior.vocabulary = 1024
+  config.bench.prior.width = 256
+  config.bench.prior.depth = 6
+  config.bench.prior.heads = 4
+  config.bench.prior.positions = 256
   config.bench.result = "{workdir}/bench.json"
 
   config.export = ConfigDict()

@@ -8,7 +8,9 @@ beside diffusers' and transformers' in torch on the same random weights: the
 U-Net at 32 x 32 latents, the autoencoder's encoder at 256 pixels and the text
 tower. `:caption` and `:beam` write captions of 20 tokens for 16 images with a
 small BLIP-2, greedily and with five beams, beside transformers' `generate`.
-`:loader` measures the loader on made-up records of SD2 at 256 pixels.
+`:prior` writes the codes of 4 images with CLIP-GEN's prior, beside a loop in
+torch that runs the whole prefix each time. `:loader`
+measures the loader on made-up records of SD2 at 256 pixels.
 """
 
 import base
@@ -16,9 +18,10 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "forward") -> ConfigDict:
-  if arg not in ("forward", "loader", "caption", "beam"):
+  if arg not in ("forward", "loader", "caption", "beam", "prior"):
     raise ValueError(
-      f"configs/bench.py has forward, loader, caption and beam, got {arg!r}"
+      "configs/bench.py has forward, loader, caption, beam and prior, got "
+      f"{arg!r}"
     )
   config = base.get_config()
   config.bench.steps = 0
@@ -31,4 +34,9 @@ def get_config(arg: str = "forward") -> ConfigDict:
     config.bench.compare = "torch"
     config.bench.caption.captioner = "blip2"
     config.bench.caption.decoding = "greedy" if arg == "caption" else "beam"
+  if arg == "prior":
+    config.bench.loader_seconds = 0.0
+    config.bench.compare = "torch"
+    config.bench.repeats = 3
+    config.bench.prior.batch_size = 4
   return config

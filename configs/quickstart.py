@@ -33,10 +33,17 @@ WORDS = "zero one two three four five six seven eight nine".split()
 
 
 def get_config(arg: str = "unet") -> ConfigDict:
-  parts = {"unet": unet, "autoencoder": autoencoder}
+  parts = {
+    "unet": unet,
+    "autoencoder": autoencoder,
+    "clipgen": clipgen,
+    "clip": clip,
+    "vqgan": vqgan,
+  }
   if arg not in parts:
+    *names, last = parts
     raise ValueError(
-      f"configs/quickstart.py has unet and autoencoder, got {arg!r}"
+      f"configs/quickstart.py has {', '.join(names)} and {last}, got {arg!r}"
     )
   config = base.get_config()
   config.name = "digits"
@@ -49,6 +56,13 @@ def get_config(arg: str = "unet") -> ConfigDict:
   config.train.keep = 1
   config.train.warmup = 50
   config.train.schedule = "cosine"
+  config.quickstart = ConfigDict()
+  config.quickstart.file = "configs/quickstart.py"
+  config.quickstart.steps = ()
+  config.quickstart.opens = (
+    "opens in diffusers:\n"
+    '    diffusers.StableDiffusionPipeline.from_pretrained("{workdir}/export")'
+  )
   return parts[arg](config)
 
 
@@ -73,7 +87,8 @@ def autoencoder(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def unet(config: ConfigDict) -> ConfigDict:
+def images(config: ConfigDict) -> None:
+  """The digits and their captions; how results are judged."""
   config.catalogue.source = "{workdir}/source"
   config.catalogue.min_side = 8
   config.catalogue.records_per_shard = 512
@@ -85,8 +100,19 @@ def unet(config: ConfigDict) -> ConfigDict:
   config.encode.caption = "caption_template"
   config.encode.batch_size = 128
 
-  config.model.vae = "{workdir}/vae"
   config.model.tokenizer = "{workdir}/tokenizer"
+  config.sample.prompts = tuple(f"a handwritten {word}" for word in WORDS)
+  config.sample.each = 8
+  config.sample.batch_size = 100
+
+  config.evaluate.batch_size = 100
+  config.evaluate.recognise.each = 50
+  config.evaluate.recognise.templates = HELD_OUT
+
+
+def unet(config: ConfigDict) -> ConfigDict:
+  images(config)
+  config.model.vae = "{workdir}/vae"
   config.model.text = ConfigDict(
     dict(width=64, mlp=256, depth=2, heads=4, positions=16)
   )
@@ -115,15 +141,133 @@ def unet(config: ConfigDict) -> ConfigDict:
   config.latent_diffusion.train_text = True
   config.latent_diffusion.stratified = True
 
-  config.sample.prompts = tuple(f"a handwritten {word}" for word in WORDS)
-  config.sample.each = 8
   config.sample.guidance = 2.0
-  config.sample.batch_size = 100
+  config.quickstart.steps = (
+    "catalogue",
+    "caption",
+    # The autoencoder is a run of its own, with a config of its own.
+    "train autoencoder",
+    "export autoencoder",
+    "encode",
+    "train",
+    "sample",
+    "evaluate",
+    "export",
+  )
+  return config
 
-  config.evaluate.batch_size = 100
-  config.evaluate.recognise.each = 50
-  config.evaluate.recognise.templates = HELD_OUT
 
-  config.quickstart = ConfigDict()
-  config.quickstart.autoencoder = "configs/quickstart.py:autoencoder"
+def clipgen(config: ConfigDict) -> ConfigDict:
+  """CLIP-GEN: a prior that has never seen a caption, asked with captions."""
+  images(config)
+  config.encode.captions = ""
+  config.encode.latents = False
+  config.encode.vqgan = config.model.vqgan = "{workdir}/vqgan/export"
+  config.encode.clip = config.model.clip = "{workdir}/clip/export"
+  config.model.prior = ConfigDict(
+    dict(width=96, depth=4, heads=4, positions=16)
+  )
+  config.train.task = "prior"
+  config.train.steps = 1000
+  config.train.batch_size = 64
+  config.train.lr = 1e-3
+  config.train.b2 = 0.95
+  config.train.ema_decay = 0.99
+  config.train.ema_warmup = True
+  config.train.checkpoint_every = 500
+  config.train.preview_every = 500
+  config.prior.corrupt = 0.1
+  config.prior.noise = 0.5
+  config.prior.drop_condition = 0.1
+  config.sample.top_k = 0
+  config.sample.gap_captions = "{workdir}/captions"
+  config.evaluate.recognise.also = (
+    "candidates=8",
+    "gap=shift",
+    "gap=shift,candidates=8",
+    "gap=nearest",
+    "gap=nearest,candidates=8",
+    "guidance=2.0",
+  )
+  config.sample.guidance = 1.0
+  config.quickstart.steps = (
+    "catalogue",
+    "caption",
+    "train clip",
+    "evaluate clip",
+    "export clip",
+    "train vqgan",
+    "evaluate vqgan",
+    "export vqgan",
+    "encode",
+    "train",
+    "sample",
+    "evaluate",
+    "export",
+  )
+  config.quickstart.opens = "prior, CLIP and VQGAN, each by itself"
+  return config
+
+
+def above(config: ConfigDict) -> None:
+  """A part reads what the whole has made, a folder above its own."""
+  images(config)
+  config.model.tokenizer = "{workdir}/../tokenizer"
+  config.evaluate.images = "{workdir}/../catalogue"
+  config.sample.gap_captions = "{workdir}/../captions"
+  config.train.batch_size = 64
+  config.train.ema_warmup = True
+  config.train.ema_decay = 0.99
+  config.train.checkpoint_every = 500
+  config.evaluate.recognise.each = 0
+
+
+def clip(config: ConfigDict) -> ConfigDict:
+  """Both towers of a CLIP, on captioned digits."""
+  above(config)
+  config.model.clip = ConfigDict(
+    dict(
+      projection=32,
+      text=dict(width=64, mlp=128, depth=2, heads=4, positions=16),
+      vision=dict(width=64, mlp=128, depth=3, heads=4, image_size=8, patch=2),
+    )
+  )
+  config.train.task = "contrastive"
+  config.train.folders = ("{workdir}/../catalogue", "{workdir}/../captions")
+  # More, and it learns by heart which of the templates each image has.
+  config.train.steps = 250
+  config.train.batch_size = 128
+  config.train.lr = 2e-3
+  config.train.preview_every = 0
+  return config
+
+
+def vqgan(config: ConfigDict) -> ConfigDict:
+  """Codes of 2 x 2 pixels, against a discriminator from the 500th step."""
+  above(config)
+  config.model.vqgan = ConfigDict(
+    dict(
+      channels=(32, 64),
+      attention=(False, False),
+      layers_per_block=1,
+      latent_channels=16,
+      codebook_size=64,
+      groups=8,
+      mid_attention=False,
+      sample_size=8,
+    )
+  )
+  config.model.discriminator = ConfigDict(dict(channels=16, depth=1))
+  config.train.task = "vqgan"
+  config.train.folders = ("{workdir}/../catalogue",)
+  config.train.steps = 800
+  config.train.lr = 2e-3
+  config.train.b1 = 0.5
+  config.train.b2 = 0.9
+  config.train.weight_decay = 0.0
+  config.train.preview_every = 400
+  config.autoencoder.gan_weight = 0.1
+  config.autoencoder.gan_start = 500
+  config.vqgan.ema_decay = 0.95
+  config.vqgan.restart = 0.5
   return config

@@ -39,6 +39,10 @@ ELSEWHERE = {
   "data/sources_files": "tests/data/test_sources.py",
   "models/attention": "tests/models/test_layers.py",
   "models/autoencoder_blocks": "tests/models/test_vqgan.py",
+  "pipelines/clip_gap": "tests/pipelines/test_clip_to_image.py",
+  "pipelines/clip_gen": "tests/pipelines/test_clip_to_image.py",
+  "pipelines/clip_gen_folder": "tests/pipelines/test_clip_to_image.py",
+  "pipelines/embeddings": "tests/pipelines/test_clip_to_image.py",
   "pipelines/reference": "tests/stages/test_bench.py",
   "models/residual": "tests/models/test_layers.py",
   "models/llama": "tests/models/test_lm.py",
@@ -200,7 +204,8 @@ def test_a_config_has_the_fields_that_stages_read(path):
   """Those of base.py, by name and type; a network may be fields or a name."""
   base = configs.load(str(ROOT / "configs/base.py"))
   expected = dict(fields(base))
-  networks = re.compile(r"model\.(unet|transformer|text|text_2|vae)(\.|$)")
+  names = "unet|transformer|text|text_2|vae|clip|vqgan|prior|discriminator"
+  networks = re.compile(rf"model\.({names})(\.|$)")
   for argument in arguments(path):
     where = f"{path.name}:{argument}"
     made = configs.load(f"{path}:{argument}")

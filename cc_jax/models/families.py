@@ -258,3 +258,27 @@ def predict(
   output = denoiser(xt, t, **conditions)
   # Where it learns a variance too, that comes behind the prediction.
   return output[..., : xt.shape[-1]]
+
+
+def prior(name: Any, vqgan: Any, clip: Any) -> Any:
+  """The config of a prior by any of its names, for a VQGAN and a CLIP.
+
+  Args:
+    name: as of `hub.config`; fields need neither vocabulary nor condition.
+    vqgan: its config.
+    clip: its config.
+
+  Raises:
+    ValueError: a prior of other codes, or of other embeddings.
+  """
+  known = {"vocabulary": vqgan.codebook_size, "condition": clip.projection}
+  fields = name if isinstance(name, str) else {**known, **name}
+  found = hub.config(fields, "prior")
+  for field, value in known.items():
+    if getattr(found, field) != value:
+      raise ValueError(
+        f"model.prior has {field}={getattr(found, field)}, but "
+        f"{'model.vqgan' if field == 'vocabulary' else 'model.clip'} has "
+        f"{value}"
+      )
+  return found

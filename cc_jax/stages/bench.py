@@ -23,7 +23,12 @@ from cc_jax.core import (
 )
 from cc_jax.data import loader
 from cc_jax.models import clip_vision, hub, kinds
-from cc_jax.pipelines import caption_recipe, image_captioner, reference
+from cc_jax.pipelines import (
+  caption_recipe,
+  image_captioner,
+  prior_bench,
+  reference,
+)
 from cc_jax.tasks import step as steps
 from cc_jax.tasks import task as tasks
 
@@ -46,6 +51,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     found |= measure_networks(config)
   if options.caption.captioner:
     found |= measure_captions(config)
+  if options.prior.batch_size:
+    found |= prior_bench.measure(options)
   versions.record(workdir, "bench", config)
   if log.is_first():
     files.write_json(options.result, found)

@@ -9,9 +9,10 @@ import ml_collections
 import numpy as np
 
 from cc_jax.core import checkpoint, files, log, sharding, versions
+from cc_jax.core import config as configs
 from cc_jax.data import aligned, images, loader, shards
 from cc_jax.metrics import recognition
-from cc_jax.pipelines import preview, text_to_image
+from cc_jax.pipelines import clip_gen, clip_to_image, preview, text_to_image
 from cc_jax.tasks import task as tasks
 
 
@@ -30,6 +31,8 @@ def main(
     found["validation_loss"] = validation_loss(config)
     if options.recognise.each:
       found |= recognise(config)
+    if config.train.task in ("contrastive", "prior", "vqgan"):
+      found |= numbers(config)
   versions.record(workdir, "evaluate", config)
   if log.is_first():
     earlier = {}
@@ -51,6 +54,8 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
   options = config.evaluate
   config = ml_collections.ConfigDict(config)
   config.latent_diffusion.drop_caption = 0.0
+  for name in ("drop_condition", "noise", "corrupt"):
+    config.prior[name] = 0.0
   task = tasks.make(config)
   source = tasks.source(task, config.train.folders, options.split)
   params = checkpoint.load(
@@ -79,6 +84,18 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
   return total / len(source)
 
 
+def numbers(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """What pipelines/clip_gen.py measures of CLIP-GEN's networks."""
+  task = tasks.make(config)
+  params = checkpoint.load(
+    config.train.checkpoints,
+    config.sample.part,
+    jax.eval_shape(task.init, jax.random.key(0)),
+    None if config.sample.step < 0 else config.sample.step,
+  )
+  return clip_gen.measure(config, task.parts, params, real_images)
+
+
 def recognise(config: ml_collections.ConfigDict) -> dict[str, float]:
   """Which share of generated images a classifier of real ones recognises.
 
@@ -94,23 +111,45 @@ def recognise(config: ml_collections.ConfigDict) -> dict[str, float]:
     options.templates[i % len(options.templates)].format(title=title)
     for i, title in enumerate(labels)
   ]
-  model = text_to_image.make(config)
-  with log.progress(len(prompts), "evaluate", "images") as progress:
-    made = text_to_image.generate(
-      model,
-      prompts,
-      seed=config.seed + 1,
-      **preview.arguments(config),
-      progress=progress,
-    )
   share = lambda images_, names: recognition.recognised(
     judge, images_, names, options.side
   )
-  return {
-    "recognised": share(made, labels),
+  found = {
+    "recognised": share(generate(config, prompts), labels),
     "recognised_real": share(held_out, held_titles),
-    "recognised_of": len(made),
+    "recognised_of": len(labels),
   }
+  for changes in options.also:
+    other = ml_collections.ConfigDict(config)
+    for change in changes.split(","):
+      name, _, value = change.partition("=")
+      configs.override(other, f"config.sample.{name}", value)
+    made = generate(other, prompts)
+    found[f"recognised[{changes}]"] = share(made, labels)
+  return found
+
+
+def generate(
+  config: ml_collections.ConfigDict, prompts: list[str]
+) -> np.ndarray:
+  """An image for each prompt, by the model of a config."""
+  seed, size = config.seed + 1, config.sample.batch_size
+  with log.progress(len(prompts), "evaluate", "images") as progress:
+    if config.train.task == "prior":
+      return clip_to_image.generate(
+        clip_to_image.make(config),
+        prompts,
+        seed=seed,
+        batch_size=size,
+        progress=progress,
+      )
+    return text_to_image.generate(
+      text_to_image.make(config),
+      prompts,
+      seed=seed,
+      **preview.arguments(config),
+      progress=progress,
+    )
 
 
 def real_images(

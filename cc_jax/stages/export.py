@@ -22,7 +22,15 @@ import numpy as np
 from cc_jax.core import checkpoint, files, log, tree, versions
 from cc_jax.data import aligned, shards
 from cc_jax.models import hub, kinds
-from cc_jax.pipelines import card, encoder, folders, preview, text_to_image
+from cc_jax.pipelines import (
+  card,
+  clip_gen_folder,
+  encoder,
+  folders,
+  preview,
+  text_to_image,
+)
+from cc_jax.tasks import task as tasks
 
 # Largest difference from diffusers' image, in [0, 1]: half a grey level.
 TOLERANCE = 2e-3
@@ -52,7 +60,13 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> str:
       repository that cannot be pushed to.
   """
   options, task = config.export, config.train.task
-  write = {"autoencoder": autoencoder, "latent_diffusion": pipeline}
+  write = {
+    "autoencoder": autoencoder,
+    "contrastive": clip_gen,
+    "latent_diffusion": pipeline,
+    "prior": clip_gen,
+    "vqgan": clip_gen,
+  }
   if options.network:
     task, write = "", {"": network}
   if task not in write:
@@ -154,6 +168,24 @@ def autoencoder(
   files.write_atomic(f"{folder}/README.md", readme)
   hub.save(folder, "autoencoder", made, params, dtype=config.export.dtype)
   return {"vae": tree.count(params)}
+
+
+def clip_gen(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
+  """A network of CLIP-GEN, or with the prior all three, by themselves."""
+  task = tasks.make(config)
+  params = checkpoint.load(
+    config.train.checkpoints,
+    config.export.part,
+    jax.eval_shape(task.init, jax.random.key(0)),
+    None if config.sample.step < 0 else config.sample.step,
+  )
+  readme = card.write(
+    config,
+    workdir,
+    usage=clip_gen_folder.usage(config),
+    tag=clip_gen_folder.TAGS[config.train.task],
+  )
+  return clip_gen_folder.write(config, task.parts, params, readme)
 
 
 def network(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:

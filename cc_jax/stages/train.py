@@ -62,7 +62,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       state = jax.jit(init, out_shardings=layouts)(key)
       origin = f"random weights, seed {config.seed}"
       if options.init:
-        params = jax.device_put(tasks.load(task, options.init), layouts.params)
+        loaded = tasks.load(task, options.init)
+        places = {name: layouts.params[name] for name in loaded}
+        params = {**state.params, **jax.device_put(loaded, places)}
         # A copy, since both are donated.
         ema = jax.tree.map(jnp.copy, params)
         state = state._replace(params=params, ema=ema)

@@ -77,6 +77,8 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
     with jax.named_scope("optimizer"):
       changes, opt = optimizer.update(grads, state.opt, state.params)
       params = optax.apply_updates(state.params, changes)
+      if task.after is not None:
+        params, metrics = task.after(state.params, params, metrics)
       ema = optim.ema_update(
         state.ema,
         params,
