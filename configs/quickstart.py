@@ -33,10 +33,19 @@ WORDS = "zero one two three four five six seven eight nine".split()
 
 
 def get_config(arg: str = "unet") -> ConfigDict:
-  parts = {"unet": unet, "autoencoder": autoencoder}
+  parts = {
+    "unet": unet,
+    "autoencoder": autoencoder,
+    "pixart": pixart,
+    "pixel": pixel,
+    "align": align,
+    "scratch": scratch,
+    "aesthetic": aesthetic,
+  }
   if arg not in parts:
+    *names, last = parts
     raise ValueError(
-      f"configs/quickstart.py has unet and autoencoder, got {arg!r}"
+      f"configs/quickstart.py has {', '.join(names)} and {last}, got {arg!r}"
     )
   config = base.get_config()
   config.name = "digits"
@@ -49,6 +58,9 @@ def get_config(arg: str = "unet") -> ConfigDict:
   config.train.keep = 1
   config.train.warmup = 50
   config.train.schedule = "cosine"
+  config.quickstart = ConfigDict()
+  config.quickstart.file = "configs/quickstart.py"
+  config.quickstart.steps = ()
   return parts[arg](config)
 
 
@@ -73,7 +85,8 @@ def autoencoder(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def unet(config: ConfigDict) -> ConfigDict:
+def images(config: ConfigDict) -> None:
+  """The digits, their captions and latents; how results are judged."""
   config.catalogue.source = "{workdir}/source"
   config.catalogue.min_side = 8
   config.catalogue.records_per_shard = 512
@@ -87,6 +100,23 @@ def unet(config: ConfigDict) -> ConfigDict:
 
   config.model.vae = "{workdir}/vae"
   config.model.tokenizer = "{workdir}/tokenizer"
+  config.train.batch_size = 64
+  config.train.ema_decay = 0.995
+  config.train.ema_warmup = True
+  config.latent_diffusion.stratified = True
+
+  config.sample.prompts = tuple(f"a handwritten {word}" for word in WORDS)
+  config.sample.each = 8
+  config.sample.guidance = 2.0
+  config.sample.batch_size = 100
+
+  config.evaluate.batch_size = 100
+  config.evaluate.recognise.each = 50
+  config.evaluate.recognise.templates = HELD_OUT
+
+
+def unet(config: ConfigDict) -> ConfigDict:
+  images(config)
   config.model.text = ConfigDict(
     dict(width=64, mlp=256, depth=2, heads=4, positions=16)
   )
@@ -104,26 +134,148 @@ def unet(config: ConfigDict) -> ConfigDict:
       groups=8,
     )
   )
-
   config.train.steps = 1000
-  config.train.batch_size = 64
   config.train.lr = 2e-3
-  config.train.ema_decay = 0.995
-  config.train.ema_warmup = True
   config.train.checkpoint_every = 500
   config.train.preview_every = 500
   config.latent_diffusion.train_text = True
-  config.latent_diffusion.stratified = True
+  config.quickstart.steps = (
+    "catalogue",
+    "caption",
+    # The autoencoder is a run of its own, with a config of its own.
+    "train autoencoder",
+    "export autoencoder",
+    "encode",
+    "train",
+    "sample",
+    "evaluate",
+    "export",
+  )
+  return config
 
-  config.sample.prompts = tuple(f"a handwritten {word}" for word in WORDS)
-  config.sample.each = 8
-  config.sample.guidance = 2.0
-  config.sample.batch_size = 100
 
-  config.evaluate.batch_size = 100
-  config.evaluate.recognise.each = 50
-  config.evaluate.recognise.templates = HELD_OUT
+def transformer(config: ConfigDict, **fields: int) -> None:
+  """What PixArt-alpha and DiT share, in small: shape, objective, optimiser."""
+  config.model.unet = ""
+  config.model.transformer = ConfigDict(
+    dict(
+      sample_size=4,
+      patch=1,
+      out_channels=8,
+      heads=4,
+      head_width=24,
+      depth=4,
+      eps=1e-6,
+      **fields,
+    )
+  )
+  config.model.schedule.kind = "linear"
+  config.model.schedule.beta_start = 0.0001
+  config.model.schedule.beta_end = 0.02
+  config.train.lr = 1e-3
+  config.train.eps = 1e-10
+  config.train.weight_decay = 0.03
+  config.train.checkpoint_every = 100
+  config.train.preview_every = 0
 
-  config.quickstart = ConfigDict()
-  config.quickstart.autoencoder = "configs/quickstart.py:autoencoder"
+
+def pixart(config: ConfigDict) -> ConfigDict:
+  """All three stages of PixArt-alpha, and the second without the first."""
+  images(config)
+  config.encode.label = "title"
+  text(config)
+  config.quickstart.steps = (
+    "catalogue",
+    "caption",
+    "train autoencoder",
+    "export autoencoder",
+    "encode",
+    "train pixel",
+    "sample pixel",
+    "evaluate pixel",
+    "export pixel",
+    "train align",
+    "export align",
+    "train scratch",
+    "catalogue aesthetic",
+    "caption aesthetic",
+    "encode aesthetic",
+    "train aesthetic",
+    "sample aesthetic",
+    "evaluate aesthetic",
+    "export aesthetic",
+    "curve",
+  )
+  config.quickstart.curve = ConfigDict(
+    dict(align="from the pixel stage", scratch="from random weights")
+  )
+  config.quickstart.curve_title = (
+    "Digits recognised after steps of text-image alignment"
+  )
+  return config
+
+
+def above(config: ConfigDict) -> None:
+  """A part reads what the whole has made, a folder above its own."""
+  images(config)
+  config.model.vae = "{workdir}/../vae"
+  config.model.tokenizer = "{workdir}/../tokenizer"
+  config.model.classes = "{workdir}/../classes.txt"
+  config.train.folders = ("{workdir}/../latents",)
+  config.evaluate.images = "{workdir}/../catalogue"
+
+
+def pixel(config: ConfigDict) -> ConfigDict:
+  """Stage 1: a DiT that knows the ten classes."""
+  above(config)
+  transformer(config, classes=10, frequency_shift=0)
+  config.model.text = config.model.tokenizer = ""
+  config.train.steps = 1500
+  config.train.checkpoint_every = 500
+  config.sample.prompts = tuple(WORDS)
+  config.evaluate.recognise.templates = ("{title}",)
+  return config
+
+
+def text(config: ConfigDict) -> None:
+  """A PixArt, and a T5 that learns with it: here is none that has read."""
+  transformer(config, caption_width=64)
+  config.model.text = ConfigDict(
+    dict(width=64, mlp=128, depth=2, heads=4, head_width=16)
+  )
+  config.latent_diffusion.train_text = True
+
+
+def align(config: ConfigDict) -> ConfigDict:
+  """Stage 2: captions, from the pixel stage's weights."""
+  above(config)
+  text(config)
+  config.train.init = "{workdir}/../pixel/export"
+  config.train.steps = 1000
+  config.train.keep = 20
+  config.evaluate.recognise.each = 20
+  return config
+
+
+def scratch(config: ConfigDict) -> ConfigDict:
+  """Stage 2 without the first: the paper's ablation."""
+  align(config)
+  config.train.init = ""
+  return config
+
+
+def aesthetic(config: ConfigDict) -> ConfigDict:
+  """Stage 3: the half of the digits with the most contrast."""
+  above(config)
+  text(config)
+  config.catalogue.source = "{workdir}/../source"
+  config.catalogue.filters = ("contrast>=0.79",)
+  config.caption.vocabulary = 0
+  config.train.folders = ("{workdir}/latents",)
+  config.train.init = "{workdir}/../align/export"
+  config.train.lr = 3e-4
+  config.train.steps = 500
+  config.sample.picture = "{workdir}/../samples.png"
+  config.evaluate.metrics = "{workdir}/../metrics.json"
+  config.export.folder = "{workdir}/../export"
   return config

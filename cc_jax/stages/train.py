@@ -62,7 +62,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       state = jax.jit(init, out_shardings=layouts)(key)
       origin = f"random weights, seed {config.seed}"
       if options.init:
-        params = jax.device_put(tasks.load(task, options.init), layouts.params)
+        params = tasks.load(task, options.init, state.params)
+        params = jax.device_put(params, layouts.params)
         # A copy, since both are donated.
         ema = jax.tree.map(jnp.copy, params)
         state = state._replace(params=params, ema=ema)
@@ -74,7 +75,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       seed=config.seed,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
-      buckets=bucket_index.load(source) if "bucket" in task.features else None,
+      buckets=bucket_index.load(source) if task.bucketed else None,
       transform=task.transform,
       place=place,
     )

@@ -29,6 +29,9 @@ class Task(NamedTuple):
     transform: record -> record, on the host, or None.
     weights: the hash of the weights that must have made a feature.
     parts: for each group of params, (kind in models/hub.py, its config).
+    bucketed: batches are of one aspect bucket each.
+    start: `start(name, params) -> params`, where not only weights of the same
+      networks can be started from; `params` are the initial ones.
   """
 
   init: Callable[..., Any]
@@ -37,6 +40,8 @@ class Task(NamedTuple):
   transform: Callable[[dict[str, Any]], dict[str, Any]] | None
   weights: dict[str, str]
   parts: dict[str, tuple[str, Any]]
+  bucketed: bool = False
+  start: Callable[[str, Any], dict[str, Any]] | None = None
 
 
 def make(config: ml_collections.ConfigDict) -> Task:
@@ -68,7 +73,7 @@ def source(task: Task, folders: Sequence[str], split: str) -> aligned.Source:
   return aligned.source(datasets, split, task.features)
 
 
-def load(task: Task, folder: str) -> dict[str, Any]:
+def load(task: Task, folder: str, initial: Any = None) -> dict[str, Any]:
   """The params of a task from an exported folder.
 
   On the devices of the mesh that is set, else in arrays of NumPy.
@@ -76,10 +81,13 @@ def load(task: Task, folder: str) -> dict[str, Any]:
   Args:
     task: whose architecture the weights must have.
     folder: of a diffusers pipeline, or of the one network that is trained.
+    initial: params, for a task that starts from other networks, too.
 
   Raises:
     ValueError: no weights there, or those of another architecture.
   """
+  if task.start is not None and initial is not None:
+    return task.start(folder, initial)
   params = {}
   for name, (kind, config) in task.parts.items():
     inside = f"{folder}/{families.FOLDERS[name]}"
