@@ -11,11 +11,8 @@ def heights(picture, colour):
   """The highest row of a colour below the legend, column by column."""
   found = (picture == colour).all(axis=-1)
   found[:60] = False
-  return {
-    x: int(np.argmax(column))
-    for x, column in enumerate(found.T)
-    if column.any()
-  }
+  columns = np.flatnonzero(found.any(axis=0))
+  return {int(x): int(np.argmax(found[:, x])) for x in columns}
 
 
 def test_a_line_rises_where_its_shares_do():

@@ -16,7 +16,7 @@ def test_states_are_found_beside_a_dataset_and_padded(tmp_path):
 
 
 def test_what_is_missing_or_too_long_is_said(tmp_path):
-  with pytest.raises(ValueError, match="encode.text_states"):
+  with pytest.raises(ValueError, match=r"encode.text_states"):
     empty_caption.load([str(tmp_path)], 4)
   with pytest.raises(ValueError, match="text states of 5 tokens"):
     empty_caption.pad(np.zeros((5, 2)), 4)
