@@ -65,9 +65,9 @@ def nearest_bin(ratio: float, side: int) -> tuple[int, int]:
   Args:
     ratio: height over width.
     side: of the square, a multiple of 128. One that is none, as for toy models,
-      has frames in steps of an eighth of it.
+      has frames in steps of a quarter of it.
   """
-  table = buckets(side) if side % 128 == 0 else buckets(side, max(1, side // 8))
+  table = buckets(side) if side % 128 == 0 else buckets(side, max(1, side // 4))
   key = lambda frame: round(frame[0] / frame[1], 2)
   table = [frame for frame in table if key(frame) not in _NOT_SAMPLED]
   return min(table, key=lambda frame: abs(key(frame) - ratio))

@@ -13,9 +13,7 @@ NAMES = classes.Classes(("cat", "dog", "tabby, tabby cat"))
 def test_all_values_of_a_feature_are_classes(tmp_path_factory):
   dataset = shards.open(f"{tiny.shared(tmp_path_factory)}/catalogue")
   assert classes.collect(dataset, "title").names == ("green", "red")
-  with pytest.raises(
-    ValueError, match=r"encode.label='breed': no such feature"
-  ):
+  with pytest.raises(ValueError, match=r"encode.label=.breed.: no"):
     classes.collect(dataset, "breed")
 
 
