@@ -8,7 +8,7 @@ an evaluation and an export. Nothing is downloaded.
 
 What is done, in which order, is `config.quickstart.steps`: "STAGE" runs a stage
 with the config itself, "STAGE PART" with another argument of the config's file,
-in a folder of that name.
+in a folder of that name. One step is no stage: "curve", below.
 """
 
 import importlib.resources
@@ -20,7 +20,7 @@ import numpy as np
 
 from cc_jax.core import config as configs
 from cc_jax.core import files, log
-from cc_jax.data import grids
+from cc_jax.data import charts, grids
 from cc_jax.stages import (
   caption,
   catalogue,
@@ -88,18 +88,17 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
   for step in config.quickstart.steps:
     stage, _, part = step.partition(" ")
     made, folder = of_part(config, workdir, part)
-    STAGES[stage](made, folder)
+    (STAGES | {"curve": curve})[stage](made, folder)
   found = files.read_json(f"{workdir}/metrics.json")
   seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
   log.announce("quickstart", f"{seconds:.0f} s, {cpu:.0f} s of CPU time")
-  log.say(
-    GOODBYE.format(
-      workdir=workdir,
-      minutes=seconds / 60,
-      opens=config.quickstart.opens.format(workdir=workdir),
-      **found,
-    )
+  goodbye = GOODBYE.format(
+    workdir=workdir,
+    minutes=seconds / 60,
+    opens=config.quickstart.opens.format(workdir=workdir),
+    **found,
   )
+  log.say(goodbye + (CURVE if "curve" in config.quickstart.steps else ""))
 
 
 def of_part(
@@ -112,6 +111,28 @@ def of_part(
   folder = f"{workdir}/{part}"
   configs.resolve(made, folder)
   return made, folder
+
+
+def curve(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Recognised digits over steps of several parts: curve.json and curve.png.
+
+  Of each checkpoint that is there, with the averaged weights.
+  """
+  series: dict[str, list[tuple[float, float]]] = {}
+  for part, name in config.quickstart.curve.items():
+    made = of_part(config, workdir, part)[0]
+    series[name] = []
+    every, steps = made.train.checkpoint_every, made.train.steps
+    for step in range(every, steps + 1, every):
+      made.sample.step = step
+      found = evaluate.recognise(made)
+      series[name].append((step, found["recognised"]))
+      log.announce("curve", f"{part}, step {step}: {found['recognised']:.1%}")
+  files.write_json(f"{workdir}/curve.json", series)
+  picture = charts.lines(
+    series, title=config.quickstart.curve_title, across="steps"
+  )
+  files.write_atomic(f"{workdir}/curve.png", grids.encode_png(picture))
 
 
 def write_source(folder: str) -> None:
@@ -140,6 +161,9 @@ def write_source(folder: str) -> None:
     files.write_atomic(f"{folder}/{name}", data)
     split = "train" if (index + 1) % HELD_OUT else "validation"
     row = {"file_name": name, "title": WORDS[digit], "split": split}
+    # How near pixels are to black or white: a score, as photographs have one
+    # for aesthetics.
+    row["contrast"] = round(float(np.abs(pixels / 8 - 1).mean()), 4)
     rows.append(row | DIGITS)
   for path, author, licence in PHOTOGRAPHS:
     package, _, inside = path.partition("/")
@@ -174,3 +198,7 @@ and {recognised_real:.1%} of real digits that were held out.
 
 Next: notebooks/quickstart.ipynb looks at all of it, and configs/clothing.py
 does the same with photographs, your own if you like (see README.md)."""
+
+CURVE = """
+
+curve.png, beside them: what the first stage is worth to the second."""

@@ -132,13 +132,15 @@ def get_config(arg: str = "") -> ConfigDict:
   config.encode.clip = ""  # And the embedding of the crop by its image tower.
   config.encode.tokens = 77
   config.encode.text_states = False  # Of model.text, if it is a T5.
+  config.encode.label = ""  # A feature of images that is a class, "title" say.
   config.encode.batch_size = 64
 
   # A network is a preset ("SD2"), a row of models/published.py ("sd2/vae"), a
   # folder, or a group of fields. Rows and folders bring their weights.
   config.model = ConfigDict(type_safe=False)  # A group may be a name.
   config.model.unet = "SD2"
-  config.model.transformer = ""  # PixArt's, in place of a U-Net.
+  # PixArt's, in place of a U-Net; DiT's, with model.text="".
+  config.model.transformer = ""
   config.model.text = "sd2/text"
   config.model.text_2 = ""  # SDXL's second tower.
   config.model.vae = "sd2/vae"
@@ -149,6 +151,11 @@ def get_config(arg: str = "") -> ConfigDict:
   config.model.vqgan = ""  # images as codes and back,
   config.model.prior = ""  # embeddings to codes,
   config.model.discriminator = "PATCHES_70"  # and the judge of decoders.
+  config.model.classes = "{workdir}/classes.txt"  # Of DiT, a name a line.
+  config.model.clean = False  # T5's rules: data/clean_caption.py.
+  # What PixArt reads for no caption: T5's states of "", or "buffer", a random
+  # one of its own (transformer.null_tokens), as its authors train.
+  config.model.null_caption = "empty"
   config.model.prediction = "eps"  # Or "v", "x0".
   config.model.schedule = ConfigDict(
     dict(
@@ -165,11 +172,13 @@ def get_config(arg: str = "") -> ConfigDict:
   config.train.folders = ("{workdir}/latents",)  # Aligned dataset folders.
   config.train.split = "train"
   config.train.checkpoints = "{workdir}/checkpoints"
-  config.train.init = ""  # An exported folder to start from.
+  # An exported folder to start from; PixArt may start from a DiT's.
+  config.train.init = ""
   config.train.steps = 550_000
   config.train.batch_size = 2048
   config.train.accumulate = 1
   config.train.lr = 1e-4
+  config.train.lr_batch = 0  # lr is for such batches: times the root of more.
   config.train.schedule = "constant"  # Or "cosine", "linear".
   config.train.warmup = 10_000
   config.train.b1 = 0.9
@@ -195,6 +204,9 @@ def get_config(arg: str = "") -> ConfigDict:
   config.latent_diffusion.offset_noise = 0.0
   config.latent_diffusion.min_snr_gamma = 0.0  # 0 for plain squared error.
   config.latent_diffusion.stratified = False
+  config.latent_diffusion.snr_loss = False  # Of x0 at low noise: PixArt's.
+  config.latent_diffusion.padded = False  # Buckets as one shape, with a mask.
+  config.latent_diffusion.init_class = "null"  # Of a DiT to start from: "zero".
 
   config.autoencoder = ConfigDict()  # Of the tasks autoencoder and vqgan.
   config.autoencoder.size = 256
@@ -229,7 +241,12 @@ def get_config(arg: str = "") -> ConfigDict:
   config.sample.steps = 20
   config.sample.guidance = 3.0
   config.sample.rescale = 0.0
+  config.sample.channels = 0  # That are guided; 0 for all. DiT's code: 3.
   config.sample.size = 256
+  config.sample.aspect = ""  # "16:9", "0.56": of about the area of the size.
+  config.sample.height = 0  # Or both in pixels, in place of size and aspect.
+  config.sample.width = 0
+  config.sample.binning = True  # Made at the nearest bucket, and resized.
   config.sample.batch_size = 16
   config.sample.temperature = 1.0  # This and the next six: of CLIP-GEN.
   config.sample.top_k = 500  # 0 for no limit; 1 for the likeliest code.

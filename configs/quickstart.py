@@ -39,6 +39,11 @@ def get_config(arg: str = "unet") -> ConfigDict:
     "clipgen": clipgen,
     "clip": clip,
     "vqgan": vqgan,
+    "pixart": pixart,
+    "pixel": pixel,
+    "align": align,
+    "scratch": scratch,
+    "aesthetic": aesthetic,
   }
   if arg not in parts:
     *names, last = parts
@@ -61,7 +66,7 @@ def get_config(arg: str = "unet") -> ConfigDict:
   config.quickstart.steps = ()
   config.quickstart.opens = (
     "opens in diffusers:\n"
-    '    diffusers.StableDiffusionPipeline.from_pretrained("{workdir}/export")'
+    '    diffusers.DiffusionPipeline.from_pretrained("{workdir}/export")'
   )
   return parts[arg](config)
 
@@ -101,8 +106,14 @@ def images(config: ConfigDict) -> None:
   config.encode.batch_size = 128
 
   config.model.tokenizer = "{workdir}/tokenizer"
+  config.train.batch_size = 64
+  config.train.ema_decay = 0.995
+  config.train.ema_warmup = True
+  config.latent_diffusion.stratified = True
+
   config.sample.prompts = tuple(f"a handwritten {word}" for word in WORDS)
   config.sample.each = 8
+  config.sample.guidance = 2.0
   config.sample.batch_size = 100
 
   config.evaluate.batch_size = 100
@@ -130,18 +141,11 @@ def unet(config: ConfigDict) -> ConfigDict:
       groups=8,
     )
   )
-
   config.train.steps = 1000
-  config.train.batch_size = 64
   config.train.lr = 2e-3
-  config.train.ema_decay = 0.995
-  config.train.ema_warmup = True
   config.train.checkpoint_every = 500
   config.train.preview_every = 500
   config.latent_diffusion.train_text = True
-  config.latent_diffusion.stratified = True
-
-  config.sample.guidance = 2.0
   config.quickstart.steps = (
     "catalogue",
     "caption",
@@ -209,22 +213,85 @@ def clipgen(config: ConfigDict) -> ConfigDict:
   return config
 
 
+def transformer(config: ConfigDict, **fields: int) -> None:
+  """What PixArt-alpha and DiT share, in small: shape, objective, optimiser."""
+  config.model.unet = ""
+  config.model.transformer = ConfigDict(
+    dict(
+      sample_size=4,
+      patch=1,
+      out_channels=8,
+      heads=4,
+      head_width=24,
+      depth=4,
+      eps=1e-6,
+      **fields,
+    )
+  )
+  config.model.schedule.kind = "linear"
+  config.model.schedule.beta_start = 0.0001
+  config.model.schedule.beta_end = 0.02
+  config.train.lr = 1e-3
+  config.train.eps = 1e-10
+  config.train.weight_decay = 0.03
+  config.train.checkpoint_every = 100
+  config.train.preview_every = 0
+
+
+def pixart(config: ConfigDict) -> ConfigDict:
+  """All three stages of PixArt-alpha, and the second without the first."""
+  images(config)
+  config.model.vae = "{workdir}/vae"
+  config.encode.label = "title"
+  text(config)
+  config.quickstart.steps = (
+    "catalogue",
+    "caption",
+    "train autoencoder",
+    "export autoencoder",
+    "encode",
+    "train pixel",
+    "sample pixel",
+    "evaluate pixel",
+    "export pixel",
+    "train align",
+    "export align",
+    "train scratch",
+    "catalogue aesthetic",
+    "caption aesthetic",
+    "encode aesthetic",
+    "train aesthetic",
+    "sample aesthetic",
+    "evaluate aesthetic",
+    "export aesthetic",
+    "curve",
+  )
+  config.quickstart.curve = ConfigDict(
+    dict(align="from the pixel stage", scratch="from random weights")
+  )
+  config.quickstart.curve_title = (
+    "Digits recognised after steps of text-image alignment"
+  )
+  return config
+
+
 def above(config: ConfigDict) -> None:
   """A part reads what the whole has made, a folder above its own."""
   images(config)
+  config.model.vae = "{workdir}/../vae"
   config.model.tokenizer = "{workdir}/../tokenizer"
+  config.model.classes = "{workdir}/../classes.txt"
+  config.train.folders = ("{workdir}/../latents",)
   config.evaluate.images = "{workdir}/../catalogue"
   config.sample.gap_captions = "{workdir}/../captions"
-  config.train.batch_size = 64
-  config.train.ema_warmup = True
-  config.train.ema_decay = 0.99
-  config.train.checkpoint_every = 500
-  config.evaluate.recognise.each = 0
 
 
 def clip(config: ConfigDict) -> ConfigDict:
   """Both towers of a CLIP, on captioned digits."""
   above(config)
+  config.train.ema_decay = 0.99
+  config.train.checkpoint_every = 500
+  config.evaluate.recognise.each = 0
   config.model.clip = ConfigDict(
     dict(
       projection=32,
@@ -245,6 +312,9 @@ def clip(config: ConfigDict) -> ConfigDict:
 def vqgan(config: ConfigDict) -> ConfigDict:
   """Codes of 2 x 2 pixels, against a discriminator from the 500th step."""
   above(config)
+  config.train.ema_decay = 0.99
+  config.train.checkpoint_every = 500
+  config.evaluate.recognise.each = 0
   config.model.vqgan = ConfigDict(
     dict(
       channels=(32, 64),
@@ -270,4 +340,60 @@ def vqgan(config: ConfigDict) -> ConfigDict:
   config.autoencoder.gan_start = 500
   config.vqgan.ema_decay = 0.95
   config.vqgan.restart = 0.5
+  return config
+
+
+def pixel(config: ConfigDict) -> ConfigDict:
+  """Stage 1: a DiT that knows the ten classes."""
+  above(config)
+  transformer(config, classes=10, frequency_shift=0)
+  config.model.text = config.model.tokenizer = ""
+  config.train.steps = 1500
+  config.train.checkpoint_every = 500
+  config.sample.prompts = tuple(WORDS)
+  config.evaluate.recognise.templates = ("{title}",)
+  return config
+
+
+def text(config: ConfigDict) -> None:
+  """A PixArt, and a T5 that learns with it: here is none that has read."""
+  transformer(config, caption_width=64)
+  config.model.text = ConfigDict(
+    dict(width=64, mlp=128, depth=2, heads=4, head_width=16)
+  )
+  config.latent_diffusion.train_text = True
+
+
+def align(config: ConfigDict) -> ConfigDict:
+  """Stage 2: captions, from the pixel stage's weights."""
+  above(config)
+  text(config)
+  config.train.init = "{workdir}/../pixel/export"
+  config.train.steps = 1000
+  config.train.keep = 20
+  config.evaluate.recognise.each = 20
+  return config
+
+
+def scratch(config: ConfigDict) -> ConfigDict:
+  """Stage 2 without the first: the paper's ablation."""
+  align(config)
+  config.train.init = ""
+  return config
+
+
+def aesthetic(config: ConfigDict) -> ConfigDict:
+  """Stage 3: the half of the digits with the most contrast."""
+  above(config)
+  text(config)
+  config.catalogue.source = "{workdir}/../source"
+  config.catalogue.filters = ("contrast>=0.79",)
+  config.caption.vocabulary = 0
+  config.train.folders = ("{workdir}/latents",)
+  config.train.init = "{workdir}/../align/export"
+  config.train.lr = 3e-4
+  config.train.steps = 500
+  config.sample.picture = "{workdir}/../samples.png"
+  config.evaluate.metrics = "{workdir}/../metrics.json"
+  config.export.folder = "{workdir}/../export"
   return config

@@ -7,6 +7,7 @@
                           length 1: the task sees to that (CLIP-GEN)
   tokens                  int32 [T], of the caption
   text_states             T5's, bfloat16 [S D], of valid tokens only (PixArt)
+  label                   int32, of a class, by data/classes.py (DiT)
   size crop bucket        int32 [2]: of the original, of the crop in the resized
                           one (top, left; SDXL), and of the frame; with latents
 
@@ -24,7 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from cc_jax.core import sharding, tree
-from cc_jax.data import frames, images, passes, records, squares, tokenize
+from cc_jax.data import (
+  classes,
+  clean_caption,
+  frames,
+  images,
+  passes,
+  records,
+  squares,
+  tokenize,
+)
 from cc_jax.models import clip_vision, hub, kinds
 from cc_jax.pipelines import overlap
 
@@ -37,6 +47,7 @@ class Networks(NamedTuple):
   clip: hub.Loaded | None = None
   tokenizer: Any | None = None
   t5: hub.Loaded | None = None
+  labels: classes.Classes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +65,8 @@ class Options:
       choice between entries that lie close together.
     refuse: flags of captions (data/caption_quality.py), with which records are
       left out.
+    clean: captions are cleaned by T5's rules before they are tokenised.
+    label: the feature of an image whose value is its class.
   """
 
   frames: frames.Frames
@@ -63,6 +76,8 @@ class Options:
   tokens: int = 77
   dtype: Any = jnp.float32
   refuse: tuple[str, ...] = ()
+  clean: bool = False
+  label: str = ""
 
   @property
   def flags(self) -> str:
@@ -109,6 +124,8 @@ def features(networks: Networks, options: Options) -> dict[str, records.Spec]:
     made["tokens"] = ("int32", (options.tokens,))
   if networks.t5:
     made["text_states"] = ("bfloat16", (None, networks.t5.config.width))
+  if networks.labels:
+    made["label"] = "int32"
   return made
 
 
@@ -135,6 +152,8 @@ def hashes(networks: Networks, options: Options) -> dict[str, str]:
       made[feature] = network.hash
   if networks.tokenizer:
     made["tokens"] = tokenize.digest(networks.tokenizer)
+  if networks.labels:
+    made["label"] = classes.digest(networks.labels)
   return made
 
 
@@ -203,6 +222,7 @@ def make(
   on_images, on_clip, on_text = _functions(networks, options, mesh)
   clip_size = networks.clip and networks.clip.config.vision.image_size
   places = _places(networks, options)
+  known_classes = set(networks.labels.names) if networks.labels else set()
   compiled = {}
 
   def call(function, *inputs):
@@ -223,6 +243,8 @@ def make(
     if bad := [flag for flag in flags if flag in options.refuse]:
       detail = example[options.caption]
       return passes.Reject(f"caption_{bad[0]}", detail=detail)
+    if networks.labels and example[options.label] not in known_classes:
+      return passes.Reject("no_class", detail=example[options.label])
     cover = frames.cut(example, options.frames)
     if isinstance(cover, passes.Reject):
       return cover
@@ -240,17 +262,22 @@ def make(
       made |= call(on_clip, np.stack([x.clip for x in values]))
     if networks.tokenizer:
       captions = [x.example[options.caption] for x in values]
+      if options.clean:
+        captions = [clean_caption.clean(caption) for caption in captions]
       ids, mask = tokenize.encode(networks.tokenizer, captions, options.tokens)
       if on_text:
         made |= call(on_text, ids, mask)
       made["tokens"] = ids
+    if networks.labels:
+      titles = [x.example[options.label] for x in values]
+      made["label"] = classes.encode(networks.labels, titles)[:, 0]
 
     def finish():
       # A copy of each row: a view would keep its batch in memory.
       arrays = {name: np.asarray(x) for name, x in made.items()}
       rows = []
       for row, value in enumerate(values):
-        record = {name: np.array(x[row]) for name, x in arrays.items()}
+        record = {name: x[row].copy() for name, x in arrays.items()}
         if on_text:
           record["text_states"] = record["text_states"][mask[row]]
         known = {
@@ -334,6 +361,15 @@ def _functions(
     _Function(on_clip, place(networks.clip)) if clip else None,
     _Function(on_text, place(networks.t5)) if t5 else None,
   )
+
+
+def empty_states(networks: Networks, options: Options) -> np.ndarray:
+  """T5's states [S D] of the empty caption, of its valid tokens."""
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  function = _functions(networks, options, mesh)[2]
+  ids, mask = tokenize.encode(networks.tokenizer, [""], options.tokens)
+  found = function.program(function.params, ids, mask)["text_states"]
+  return np.asarray(found[0], np.float32)[mask[0]]
 
 
 def scaling_factor(

@@ -4,7 +4,8 @@
     model_index.json                     classes of all parts; written last
     unet/ or transformer/, vae/          config.json and weights
     text_encoder/, text_encoder_2/       likewise, as transformers has them
-    tokenizer/, tokenizer_2/             files of transformers 4 and 5
+    tokenizer/, tokenizer_2/             files of transformers 4 and 5; a model
+                                         of classes has their names in the index
     scheduler/scheduler_config.json      the sampler
     README.md                            the model card
 
@@ -16,7 +17,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from cc_jax.core import files, tree
-from cc_jax.data import tokenize
+from cc_jax.data import classes, tokenize
 from cc_jax.diffusion import scheduler_config
 from cc_jax.models import families, hub, kinds
 from cc_jax.pipelines import text_to_image
@@ -66,12 +67,14 @@ LAYOUTS = {
     ("feature_extractor", "image_encoder"),
   ),
   "pixart": Layout("PixArtAlphaPipeline", "T5Tokenizer", check=check_pixart),
+  "dit": Layout("DiTPipeline", ""),
 }
 
 # Library and class of each kind of network, from its config.
 CLASSES = {
   "unet": lambda config: ["diffusers", "UNet2DConditionModel"],
   "pixart": lambda config: ["diffusers", "PixArtTransformer2DModel"],
+  "dit": lambda config: ["diffusers", "DiTTransformer2DModel"],
   "autoencoder": lambda config: ["diffusers", "AutoencoderKL"],
   "clip_text": lambda config: ["transformers", config.architectures[0]],
   "t5": lambda config: ["transformers", "T5EncoderModel"],
@@ -116,6 +119,8 @@ def write(
     inside = f"{folder}/{families.FOLDERS[name]}"
     hub.save(inside, kind, config, model.params[name], dtype=dtype)
   for name, tokenizer in model.tokenizers.items():
+    if isinstance(tokenizer, classes.Classes):
+      continue
     tokenize.save(tokenizer, f"{folder}/{tokenizer_folder(name)}", model.length)
   files.write_json(
     f"{folder}/scheduler/scheduler_config.json",
@@ -137,8 +142,15 @@ def index(model: text_to_image.Model, scheduler: str) -> dict[str, Any]:
   layout, parts = LAYOUTS[model.design.family], {}
   for name, kind in model.family.kinds.items():
     parts[families.FOLDERS[name]] = CLASSES[kind](model.configs[name])
-  for name in model.tokenizers:
-    parts[tokenizer_folder(name)] = ["transformers", layout.tokenizer]
+  for name, tokenizer in model.tokenizers.items():
+    if isinstance(tokenizer, classes.Classes):
+      numbered = enumerate(tokenizer.names)
+      parts["id2label"] = {str(number): label for number, label in numbered}
+      continue
+    # A T5 of ours may read what `cc-jax caption` trained, which is CLIP's.
+    trained = tokenize.SUFFIX in tokenizer.backend_tokenizer.to_str()
+    opener = "CLIPTokenizer" if trained else layout.tokenizer
+    parts[tokenizer_folder(name)] = ["transformers", opener]
   if model.family.zeroed:
     parts["force_zeros_for_empty_prompt"] = model.design.zero_empty
   parts |= {name: [None, None] for name in layout.absent} | dict(layout.extra)

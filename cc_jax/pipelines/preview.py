@@ -13,7 +13,7 @@ import numpy as np
 from cc_jax.core import sharding, tree
 from cc_jax.data import grids
 from cc_jax.models import hub, kinds
-from cc_jax.pipelines import clip_to_image, text_to_image
+from cc_jax.pipelines import clip_to_image, sizes, text_to_image
 
 # Of a task: the kind of its network, and its name in configs.
 AUTOENCODERS = {
@@ -38,8 +38,14 @@ def make(config: ml_collections.ConfigDict) -> Preview:
 
 def arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What `config.sample` says to `text_to_image.generate`."""
-  names = ("size", "sampler", "steps", "guidance", "rescale", "batch_size")
-  return {name: config.sample[name] for name in names}
+  options = config.sample
+  names = ("sampler", "steps", "guidance", "rescale", "channels", "batch_size")
+  size = sizes.of(options)
+  return {
+    **{name: options[name] for name in names},
+    "size": size.made,
+    "wanted": size.wanted,
+  }
 
 
 def to_bytes(images_: Any) -> UInt8[np.ndarray, "N H W 3"]:

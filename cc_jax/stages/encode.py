@@ -6,8 +6,17 @@ import collections
 import jax
 import ml_collections
 
-from cc_jax.core import log, sharding, versions
-from cc_jax.data import bucket_index, frames, passes, shards, tally, tokenize
+from cc_jax.core import files, log, sharding, versions
+from cc_jax.data import (
+  bucket_index,
+  classes,
+  empty_caption,
+  frames,
+  passes,
+  shards,
+  tally,
+  tokenize,
+)
 from cc_jax.models import hub
 from cc_jax.pipelines import encoder, overlap
 
@@ -38,6 +47,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> tally.Counts:
     tokens=options.tokens,
     dtype=config.train.dtype,
     refuse=tuple(options.refuse),
+    clean=config.model.clean,
+    label=options.label,
   )
   known = {field.name for field in datasets[-1].fields}
   if chosen.refuse and chosen.flags not in known:
@@ -67,6 +78,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> tally.Counts:
         "caption": options.caption if options.captions else "",
         "size": options.size,
         "tokens": options.tokens,
+        "clean": config.model.clean,
+        "label": options.label,
         "dtype": config.train.dtype,
         "refuse": list(options.refuse),
         "buckets": options.buckets,
@@ -84,6 +97,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> tally.Counts:
     )
   if counts.complete and options.buckets:
     bucket_index.write(shards.open(options.folder))
+  if counts.complete and options.text_states:
+    empty = encoder.empty_states(networks, chosen)
+    empty_caption.write(options.folder, empty)
   versions.record(workdir, "encode", config)
   if counts.shards:
     log.announce("encode", overlap.limits(seconds))
@@ -109,4 +125,20 @@ def load(config: ml_collections.ConfigDict) -> encoder.Networks:
     t5=read(model.text, "t5", dtype=config.train.dtype)
     if options.text_states
     else None,
+    labels=read_classes(config) if options.label else None,
   )
+
+
+def read_classes(config: ml_collections.ConfigDict) -> classes.Classes:
+  """The classes of `model.classes`; the file is made where it is missing.
+
+  Every host makes the same one.
+  """
+  path = config.model.classes
+  if not files.path(path).exists():
+    found = classes.collect(
+      shards.open(config.encode.images), config.encode.label
+    )
+    classes.save(found, path)
+    log.announce("encode", f"{len(found.names)} classes -> {path}")
+  return classes.load(path)

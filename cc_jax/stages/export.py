@@ -20,8 +20,8 @@ import ml_collections
 import numpy as np
 
 from cc_jax.core import checkpoint, files, log, tree, versions
-from cc_jax.data import aligned, shards
-from cc_jax.models import hub, kinds
+from cc_jax.data import aligned, clean_caption, shards
+from cc_jax.models import families, hub, kinds
 from cc_jax.pipelines import (
   card,
   clip_gen_folder,
@@ -215,6 +215,22 @@ def check_possible(config: ml_collections.ConfigDict) -> None:
       "export.check compares images of a text-to-image model; this is an "
       f"export of {what}"
     )
+  names = config.model
+  family = families.find(names)
+  if family == "dit":
+    raise ValueError(
+      "export.check has prompts, and a model of classes takes none; open the "
+      "folder with diffusers.DiTPipeline"
+    )
+  if names.null_caption == "buffer":
+    raise ValueError(
+      "export.check: PixArtAlphaPipeline guides away from an empty caption, "
+      "this model from its null caption; set model.null_caption='empty'"
+    )
+  if config.sample.channels:
+    raise ValueError(
+      "export.check: diffusers guides all channels; set sample.channels=0"
+    )
   if config.sample.sampler == "ddpm":
     raise ValueError(
       "export.check cannot compare images of ddpm, which draws noise on the "
@@ -265,18 +281,23 @@ def check(config: ml_collections.ConfigDict) -> float:
     "use_resolution_binning": False,
     "max_sequence_length": model.length,
   }
-  shape = text_to_image.latent_shape(model, (options.size, options.size))
+  arguments = preview.arguments(config) | {"rescale": rescale, "batch_size": 1}
+  height, width = arguments["size"]
+  shape = text_to_image.latent_shape(model, (height, width))
   xt = text_to_image.noise(
     jax.random.key(config.seed), np.zeros(1, np.int32), shape
   )
   prompts = list(options.prompts[:1])
-  arguments = preview.arguments(config) | {"rescale": rescale, "batch_size": 1}
+  arguments["wanted"] = None
   ours = text_to_image.generate(model, prompts, xt=xt, **arguments)
+  if model.clean:
+    # By our rules, since diffusers' need packages that may not be there.
+    prompts = [clean_caption.clean(prompt) for prompt in prompts]
   theirs = pipe(
     prompts,
     latents=torch.tensor(np.asarray(xt)).permute(0, 3, 1, 2),
-    height=options.size,
-    width=options.size,
+    height=height,
+    width=width,
     num_inference_steps=options.steps,
     guidance_scale=options.guidance,
     output_type="np",

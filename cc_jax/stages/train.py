@@ -62,7 +62,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       state = jax.jit(init, out_shardings=layouts)(key)
       origin = f"random weights, seed {config.seed}"
       if options.init:
-        loaded = tasks.load(task, options.init)
+        loaded = tasks.load(task, options.init, state.params)
         places = {name: layouts.params[name] for name in loaded}
         params = {**state.params, **jax.device_put(loaded, places)}
         # A copy, since both are donated.
@@ -76,7 +76,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       seed=config.seed,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
-      buckets=bucket_index.load(source) if "bucket" in task.features else None,
+      buckets=bucket_index.load(source) if task.bucketed else None,
       transform=task.transform,
       place=place,
     )

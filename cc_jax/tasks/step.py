@@ -51,9 +51,11 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
     ValueError: a learning rate, schedule or decay that cannot be.
   """
   options = config.train
-  rate = optim.schedule(
-    options.schedule, options.lr, options.warmup, options.steps
-  )
+  lr = options.lr
+  if options.lr_batch:
+    # PixArt-alpha's `auto_lr`: after arXiv 1404.5997, §3.2.
+    lr *= (options.batch_size / options.lr_batch) ** 0.5
+  rate = optim.schedule(options.schedule, lr, options.warmup, options.steps)
   optimizer = optim.optimizer(
     rate,
     b1=options.b1,

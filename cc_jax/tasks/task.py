@@ -30,6 +30,9 @@ class Task(NamedTuple):
     weights: the hash of the weights that must have made a feature.
     parts: for each group of params that is a network, (kind in models/hub.py,
       its config).
+    bucketed: batches are of one aspect bucket each.
+    start: `start(name, params) -> params`, where not only weights of the same
+      networks can be started from; `params` are the initial ones.
     after: `after(before, params, metrics) -> (params, metrics)` or None: what
       changes weights besides the gradient. It sees those before and after the
       optimiser, and all that the loss put into its metrics; what it returns of
@@ -42,6 +45,8 @@ class Task(NamedTuple):
   transform: Callable[[dict[str, Any]], dict[str, Any]] | None
   weights: dict[str, str]
   parts: dict[str, tuple[str, Any]]
+  bucketed: bool = False
+  start: Callable[[str, Any], dict[str, Any]] | None = None
   after: Callable[..., tuple[Any, dict[str, Any]]] | None = None
 
 
@@ -74,7 +79,7 @@ def source(task: Task, folders: Sequence[str], split: str) -> aligned.Source:
   return aligned.source(datasets, split, task.features)
 
 
-def load(task: Task, folder: str) -> dict[str, Any]:
+def load(task: Task, folder: str, initial: Any = None) -> dict[str, Any]:
   """The params of a task from an exported folder.
 
   On the devices of the mesh that is set, else in arrays of NumPy.
@@ -82,10 +87,13 @@ def load(task: Task, folder: str) -> dict[str, Any]:
   Args:
     task: whose architecture the weights must have.
     folder: of a diffusers pipeline, or of the one network that is trained.
+    initial: params, for a task that starts from other networks, too.
 
   Raises:
     ValueError: no weights there, or those of another architecture.
   """
+  if task.start is not None and initial is not None:
+    return task.start(folder, initial)
   params = {}
   for name, (kind, config) in task.parts.items():
     inside = f"{folder}/{families.FOLDERS.get(name, name)}"

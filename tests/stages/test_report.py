@@ -108,6 +108,9 @@ def test_the_page_says_what_the_dataset_holds(work, page):
   assert "the same bytes 2 3.4 %" in text
   assert "10 to 19 bits 3 5.1 %" in text
   assert "Most frequent words" in text
+  # Photo, hat and shoe: all seen often, two in each caption but of a stranger.
+  assert re.search(r"valid nouns \d", text)
+  assert "nouns an image" in text
   assert len(page.all("svg")) == 4
   assert all(
     svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg")
