@@ -229,6 +229,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.contrastive.largest_scale = 100.0  # Of the cosines.
 
   config.prior = ConfigDict()
+  config.prior.dropout = 0.0
   config.prior.noise = 0.0  # On embeddings, as a part of their length.
   config.prior.drop_condition = 0.0  # For guidance: so many are zeros.
   config.prior.corrupt = 0.0  # So many codes that are read are random.

@@ -21,9 +21,10 @@ ViT-B/32; `:clip` trains small towers on captioned images where there is none.
 LPIPS, the discriminator after 250,000 steps with 0.8 times the adaptive weight,
 beta 0.25 on the codebook's term. `:prior`: GPT-2 medium, AdamW with beta
 (0.9, 0.95), decay 0.01 of matrices, 5e-4 times batch / 256, 20 of 200 epochs of
-warm-up, cosine to 0; `:large` is GPT-2 large. Noise, dropped conditions and
-corrupted codes are off, as published. Epochs are those of MS-COCO's 118,287
-images: --config.train.steps and .warmup for others.
+warm-up, cosine to 0, dropout 0.1 (but of attention's weights); `:large` is
+GPT-2 large. Noise, dropped conditions and corrupted codes are off, as
+published. Epochs are those of MS-COCO's 118,287 images: --config.train.steps
+and .warmup for others.
 """
 
 import base
@@ -83,6 +84,7 @@ def prior(config: ConfigDict) -> ConfigDict:
   config.train.b2 = 0.95
   config.train.clip = 0.0
   config.train.remat = "dots"
+  config.prior.dropout = 0.1
   config.sample.guidance = 1.0
   # HFAiLab's demo draws 64 and shows the best 8.
   config.sample.candidates = 8

@@ -54,7 +54,7 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
   options = config.evaluate
   config = ml_collections.ConfigDict(config)
   config.latent_diffusion.drop_caption = 0.0
-  for name in ("drop_condition", "noise", "corrupt"):
+  for name in ("corrupt", "drop_condition", "dropout", "noise"):
     config.prior[name] = 0.0
   task = tasks.make(config)
   source = tasks.source(task, config.train.folders, options.split)

@@ -22,10 +22,10 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
   """
   options = config.sample
   prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
-  run = {True: draw, False: diffuse}
+  run = draw if config.train.task == "prior" else diffuse
   with contextlib.ExitStack() as stack:
     stack.enter_context(sharding.use_all_devices(options.batch_size))
-    found = run[config.train.task == "prior"](config, prompts, stack)
+    found = run(config, prompts, stack)
   versions.record(workdir, "sample", config)
   if log.is_first():
     grid = grids.grid(preview.to_bytes(found), options.each, labels=prompts)

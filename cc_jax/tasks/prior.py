@@ -63,7 +63,7 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     batch: dict[str, Array],
     key: PRNGKeyArray,
   ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(key, 4)
     codes = batch["codes"].astype(jnp.int32)
     given = clip_dual.unit(batch["clip_image"])
     condition = perturb(keys[0], given, options.noise)
@@ -72,7 +72,9 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     read = corrupt(
       keys[2], codes[:, :-1], options.corrupt, prior_config.vocabulary
     )
-    logits = tree.merge(structure, params["prior"])(condition, read)
+    logits = tree.merge(structure, params["prior"])(
+      condition, read, dropout=options.dropout, key=keys[3]
+    )
     logits = logits.astype(jnp.float32)
     entropy = jnp.mean(
       optax.softmax_cross_entropy_with_integer_labels(logits, codes)
@@ -99,6 +101,10 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
 
 def check(options: ml_collections.ConfigDict) -> None:
   """Refuses numbers of `config.prior` that mean nothing."""
+  if not 0 <= options.dropout < 1:
+    raise ValueError(
+      f"prior.dropout={options.dropout}; expected a share from 0 to below 1"
+    )
   for name in ("drop_condition", "corrupt"):
     if not 0 <= options[name] <= 1:
       raise ValueError(

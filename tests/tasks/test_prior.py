@@ -206,6 +206,7 @@ def test_a_dropped_condition_is_zeros(networks):
 @pytest.mark.parametrize(
   ("fields", "words"),
   [
+    ({"prior__dropout": 1.0}, "dropout=1.0; expected a share from 0 to below"),
     ({"prior__corrupt": 1.5}, "corrupt=1.5; expected a share"),
     ({"prior__noise": -0.1}, "noise=-0.1; expected 0 or more"),
     ({"model__prior": "SMALL"}, "no prior 'SMALL'"),
