@@ -56,9 +56,9 @@ def made(networks, size=tiny.SIZE, batch_size=BATCH, std=True, **cropping):
     tokens=8,
     dtype="float32",
   )
-  stream = encoder.make(networks, options)
+  stream = encoder.make(networks, [options])
   fields = records.fields(encoder.features(networks, options))
-  return lambda batch: list(stream(iter(batch))), fields
+  return lambda batch: [found for (found,) in stream(iter(batch))], fields
 
 
 def examples(count, shapes=((48, 64),)):
