@@ -7,17 +7,15 @@ stderr and exit status 2; jax is imported by the stages, so help is quick.
 
 from collections.abc import Callable, Sequence
 import contextlib
-import dis
 import importlib
 import logging
 import os
-import pathlib
 import sys
 
 import ml_collections
 
 from cc_jax.core import config as configs
-from cc_jax.core import files
+from cc_jax.core import errors
 
 # The table of stages: module, then what it does.
 STAGES = {
@@ -146,27 +144,6 @@ def _number(name: str) -> int | None:
   return None if text is None else int(text)
 
 
-def ours(error: ValueError) -> bool:
-  """Whether a `raise` of this package or of a config raised it.
-
-  What we raise says what to do; the rest, out of a library or out of an
-  expression of ours that should not fail, is a bug and keeps its traceback, as
-  everything does with CC_JAX_TRACEBACK=1.
-  """
-  if os.environ.get("CC_JAX_TRACEBACK"):
-    return False
-  trace = error.__traceback__
-  while trace.tb_next:
-    trace = trace.tb_next
-  code = trace.tb_frame.f_code
-  # What C raises (np.concatenate([]), say) has our own line as its last frame.
-  if dis.opname[code.co_code[trace.tb_lasti]] != "RAISE_VARARGS":
-    return False
-  file = pathlib.Path(code.co_filename).resolve()
-  package = pathlib.Path(__file__).resolve().parent
-  return package in file.parents or file.parent.name == "configs"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a stage; the exit status is 2 for what a user can put right."""
   argv = list(sys.argv[1:] if argv is None else argv)
@@ -178,23 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     start(config, hosts)
     run: Callable = importlib.import_module(STAGES[stage][0]).main
     run(config, workdir)
-  except ValueError as error:
-    if not ours(error):
+  except (ValueError, OSError, FloatingPointError) as error:
+    if (line := errors.line(error)) is None:
       raise
-    print(f"cc-jax: {error}", file=sys.stderr)
-    return 2
-  except OSError as error:
-    if error.errno not in files.REFUSALS or os.environ.get("CC_JAX_TRACEBACK"):
-      raise
-    where = f"{error.filename}: " if error.filename else ""
-    print(
-      f"cc-jax: {where}{os.strerror(error.errno)}; "
-      f"{files.REFUSALS[error.errno]}; then the same command goes on",
-      file=sys.stderr,
-    )
-    return 2
-  except FloatingPointError as error:
-    print(f"cc-jax: {error}", file=sys.stderr)
+    print(f"cc-jax: {line}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print("cc-jax: stopped; the same command goes on", file=sys.stderr)

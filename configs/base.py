@@ -122,6 +122,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.encode.refuse = ()  # ("empty", "no_caption"): flags of captions.
   config.encode.folder = "{workdir}/latents"
   config.encode.size = 256
+  config.encode.sizes = ()  # (256, 512): one pass, to folder_256, folder_512.
   config.encode.buckets = False  # A frame of about that area, by aspect ratio.
   config.encode.bucket_step = 0  # Of frames' sides; 0: PixArt's 40 frames.
   config.encode.crop = "centre"  # Or "random", by seed and key.
@@ -278,6 +279,10 @@ def get_config(arg: str = "") -> ConfigDict:
   config.report.images = "{workdir}/catalogue"
   config.report.captions = ""  # A side folder of captions, or none.
   config.report.duplicates = "{workdir}/duplicates.jsonl"  # Where there is one.
+  config.report.seconds = (  # How long stages waited for what, as they noted.
+    "{workdir}/caption.seconds.json",
+    "{workdir}/encode.seconds.json",
+  )
   config.report.page = "{workdir}/report.html"
   config.report.records = 20_000  # That are measured, drawn at random.
   config.report.gallery = 200  # Of these, how many are shown.

@@ -43,6 +43,7 @@ ELSEWHERE = {
   "pipelines/clip_gen": "tests/pipelines/test_clip_to_image.py",
   "pipelines/clip_gen_folder": "tests/pipelines/test_clip_to_image.py",
   "pipelines/embeddings": "tests/pipelines/test_clip_to_image.py",
+  "pipelines/scaling": "tests/pipelines/test_encoder.py",
   "pipelines/reference": "tests/stages/test_bench.py",
   "models/residual": "tests/models/test_layers.py",
   "models/llama": "tests/models/test_lm.py",

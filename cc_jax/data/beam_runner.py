@@ -10,8 +10,14 @@ began. It needs the extra `beam`; launch/constraints-beam.txt has the versions.
 from collections.abc import Callable, Sequence
 import importlib.util
 import pickle
+import re
 
+from cc_jax.core import errors
 from cc_jax.data import passes
+
+# Around what a worker says to a person: Beam puts tracebacks around that.
+_MARK = "[[cc-jax]]"
+_SAID = re.escape(_MARK) + "(.*?)" + re.escape(_MARK)
 
 
 def make(options: Sequence[str]) -> passes.Runner:
@@ -41,18 +47,28 @@ def make(options: Sequence[str]) -> passes.Runner:
     from apache_beam.options import pipeline_options
 
     made = pipeline_options.PipelineOptions(options)
-    with beam.Pipeline(options=made) as pipeline:
-      _ = (
-        pipeline
-        # As bytes, since Beam has ideas of its own about named tuples.
-        | "Pieces" >> beam.Create([pickle.dumps(piece) for piece in pieces])
-        # Else one worker would make all that one Create has made.
-        | "Spread" >> beam.Reshuffle()
-        | "Shards" >> beam.Map(_make, one)
-      )
+    try:
+      with beam.Pipeline(options=made) as pipeline:
+        _ = (
+          pipeline
+          # As bytes, since Beam has ideas of its own about named tuples.
+          | "Pieces" >> beam.Create([pickle.dumps(piece) for piece in pieces])
+          # Else one worker would make all that one Create has made.
+          | "Spread" >> beam.Reshuffle()
+          | "Shards" >> beam.Map(_make, one)
+        )
+    except Exception as error:
+      if said := re.search(_SAID, str(error), re.DOTALL):
+        raise ValueError(said[1]) from None
+      raise
 
   return run
 
 
 def _make(piece: bytes, one: Callable[[passes.Piece], None]) -> None:
-  one(pickle.loads(piece))
+  try:
+    one(pickle.loads(piece))
+  except (ValueError, OSError) as error:
+    if (line := errors.line(error)) is None:
+      raise
+    raise RuntimeError(f"{_MARK}{line}{_MARK}") from None

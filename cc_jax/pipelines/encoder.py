@@ -84,11 +84,6 @@ class Options:
     """The feature that has the flags of the caption."""
     return self.caption.replace("caption_", "flags_", 1)
 
-  @property
-  def bucketed(self) -> bool:
-    """Whether latents differ in shape."""
-    return len(self.frames.table) > 1
-
 
 class _Image(NamedTuple):
   """An image on the host, ready for the networks."""
@@ -133,7 +128,7 @@ def _places(networks: Networks, options: Options) -> tuple[str, ...]:
   """Which of an image's sizes are kept; a record of CLIP-GEN needs none."""
   if networks.vae:
     return ("size", "crop", "bucket")
-  return ("bucket",) if options.bucketed else ()
+  return ("bucket",) if options.frames.bucketed else ()
 
 
 def hashes(networks: Networks, options: Options) -> dict[str, str]:
@@ -177,7 +172,11 @@ def check(networks: Networks, options: Options) -> None:
   ):
     for side in {n for frame in options.frames.table for n in frame}:
       if network and side % network.config.factor:
-        name = "a bucket of encode.size" if options.bucketed else "encode.size"
+        name = (
+          "a bucket of encode.size"
+          if options.frames.bucketed
+          else "encode.size"
+        )
         raise ValueError(
           f"{name}={side} does not divide by {network.config.factor}, the "
           f"{what}'s reduction"
@@ -191,23 +190,28 @@ def check(networks: Networks, options: Options) -> None:
 
 def make(
   networks: Networks,
-  options: Options,
+  sizes: Sequence[Options],
   seconds: overlap.Seconds | None = None,
-) -> Callable[[Iterator[Mapping[str, Any]]], Iterator[Any]]:
-  """A stream for `overlap.piece`: catalogue records to encoded ones.
+) -> Callable[[Iterator[Mapping[str, Any]]], Iterator[tuple[Any, ...]]]:
+  """A stream for `overlap.piece`: records of a catalogue to one a size.
 
-  Each frame is a program to compile, 40 for PixArt's buckets.
+  An image is decoded once for all sizes, a JPEG that is far larger than a size
+  once more at the fraction of its size that does for it (`images.decode`): so a
+  record is the same whatever other sizes there are. Each frame is a program to
+  compile, 40 for PixArt's buckets.
 
   Args:
     networks: those asked for, with weights.
-    options: how.
+    sizes: how, for each size; they differ in `frames` alone.
     seconds: see `overlap.run`.
 
   Raises:
     ValueError: what `check` refuses, or a batch that does not divide over this
       host's devices.
   """
-  check(networks, options)
+  for one in sizes:
+    check(networks, one)
+  options = sizes[0]
   batch_size = options.batch_size
   seconds = collections.Counter() if seconds is None else seconds
   # Hosts work apart, each on its own shards and devices: none waits for
@@ -242,10 +246,16 @@ def make(
     flags = example[options.flags] if options.refuse else ()
     if bad := [flag for flag in flags if flag in options.refuse]:
       detail = example[options.caption]
-      return passes.Reject(f"caption_{bad[0]}", detail=detail)
+      return [passes.Reject(f"caption_{bad[0]}", detail=detail)] * len(sizes)
     if networks.labels and example[options.label] not in known_classes:
-      return passes.Reject("no_class", detail=example[options.label])
-    cover = frames.cut(example, options.frames)
+      return [passes.Reject("no_class", detail=example[options.label])] * len(
+        sizes
+      )
+    decoded: images.Decoded = {}
+    return [cut(example, one.frames, decoded) for one in sizes]
+
+  def cut(example, among, decoded):
+    cover = frames.cut(example, among, decoded)
     if isinstance(cover, passes.Reject):
       return cover
     clip = networks.clip and squares.square(
@@ -293,7 +303,12 @@ def make(
 
   def encode(examples):
     return overlap.run(
-      examples, prepare, start, batch_size=batch_size, seconds=seconds
+      examples,
+      prepare,
+      start,
+      batch_size=batch_size,
+      seconds=seconds,
+      parts=len(sizes),
     )
 
   return encode
@@ -324,7 +339,7 @@ def _functions(
 
   def flat(x):
     """[B H W C] -> [B T C] where shapes differ."""
-    return x.reshape(len(x), -1, x.shape[-1]) if options.bucketed else x
+    return x.reshape(len(x), -1, x.shape[-1]) if options.frames.bucketed else x
 
   @jax.jit
   def on_images(params, pixels):
@@ -370,21 +385,3 @@ def empty_states(networks: Networks, options: Options) -> np.ndarray:
   ids, mask = tokenize.encode(networks.tokenizer, [""], options.tokens)
   found = function.program(function.params, ids, mask)["text_states"]
   return np.asarray(found[0], np.float32)[mask[0]]
-
-
-def scaling_factor(
-  vae: hub.Loaded, pictures: Sequence[bytes], size: int
-) -> float:
-  """One over the standard deviation of the latents of some images.
-
-  Times which they have the unit variance that a noise schedule is made for
-  (arXiv 2112.10752, appendix G).
-  """
-  structure, _ = kinds.structure("autoencoder", vae.config, dtype="float32")
-  encode = jax.jit(lambda params, x: tree.merge(structure, params).encode(x))
-  pixels = np.stack(
-    [images.decode_cover(picture, size, size).image for picture in pictures]
-  )
-  # With the deviation of each latent, since it is sampled in training.
-  mean, std = encode(vae.params, pixels.astype(np.float32) / 127.5 - 1)
-  return float(1 / jnp.sqrt(jnp.var(mean) + jnp.mean(std**2)))

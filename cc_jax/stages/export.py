@@ -25,9 +25,9 @@ from cc_jax.models import families, hub, kinds
 from cc_jax.pipelines import (
   card,
   clip_gen_folder,
-  encoder,
   folders,
   preview,
+  scaling,
   text_to_image,
 )
 from cc_jax.tasks import task as tasks
@@ -147,7 +147,7 @@ def autoencoder(
   datasets = [shards.open(name) for name in config.train.folders]
   source = aligned.source(datasets, config.train.split, ("image",))
   rows = np.linspace(0, len(source) - 1, min(len(source), 256)).astype(int)
-  factor = encoder.scaling_factor(
+  factor = scaling.scaling_factor(
     hub.Loaded(vae_config, params),
     [source[int(row)]["image"] for row in rows],
     config.autoencoder.size,

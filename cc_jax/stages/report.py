@@ -3,7 +3,7 @@
 
 import bisect
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import io
 import itertools
 import re
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cc_jax.core import files, log, versions
-from cc_jax.data import aligned, images, licences, nouns, page, shards
+from cc_jax.data import aligned, images, licences, nouns, page, shards, tokenize
 
 _NEEDED = ("author", "height", "licence", "licence_url", "page_url", "title")
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
@@ -186,10 +186,20 @@ def write(
     sizes(seen.sizes),
   ]
   if seen.captions:
-    sections += [captions(seen.captions), vocabulary(seen.captions)]
+    of = datasets[1].provenance
+    flagged = of.get("counts", {}).get("flags", {})
+    sections += [
+      captions(seen.captions, tokens(seen, of), flagged, total),
+      vocabulary(seen.captions),
+    ]
   summary = f"{options.duplicates}.summary.json"
   if options.duplicates and files.path(summary).exists():
     sections.append(copies(files.read_json(summary)))
+  sections += [
+    waited(files.read_json(path))
+    for path in options.seconds
+    if files.path(path).exists()
+  ]
   whole = "all" if measured == total else f"{measured:,} drawn at random"
   code = dataset.provenance.get("code") or [{}]
   return page.render(
@@ -226,8 +236,28 @@ def sizes(found: list[tuple[int, int]]) -> str:
   )
 
 
-def captions(texts: list[str]) -> str:
-  """Charts of the lengths of captions and of their words."""
+def tokens(seen: Sample, provenance: Mapping[str, Any]) -> list[int]:
+  """Lengths of captions for the text encoder that their flags are about."""
+  flags = provenance.get("config", {}).get("flags", {})
+  if not flags.get("tokenizer"):
+    return []
+  return tokenize.lengths(tokenize.load(flags["tokenizer"]), seen.captions)
+
+
+def captions(
+  texts: Sequence[str],
+  lengths: Sequence[int] = (),
+  flagged: Mapping[str, int] | None = None,
+  total: int = 0,
+) -> str:
+  """Charts of the lengths of captions, of their words and their flags.
+
+  Args:
+    texts: captions that were drawn.
+    lengths: of these, in tokens; or none.
+    flagged: how many of all captions have each flag.
+    total: of all captions.
+  """
   split = [_WORD.findall(text.lower()) for text in texts]
   counts = collections.Counter(word for words in split for word in words)
   once = sum(count == 1 for count in counts.values())
@@ -240,6 +270,10 @@ def captions(texts: list[str]) -> str:
       f"{len(texts):,} captions, {different:,} of them different; "
       f"{len(counts):,} different words, {once:,} of them seen once."
     ),
+    page.histogram("Tokens in a caption", [float(n) for n in lengths])
+    if lengths
+    else "",
+    page.bars("Flagged, by reason", flagged, of=total) if flagged else "",
     page.words("Most frequent words", most),
   )
 
@@ -266,6 +300,25 @@ def vocabulary(texts: list[str]) -> str:
       "English are found by rules, which err on about one in ten."
     ),
     page.words("Most frequent nouns", found.most) if found.most else "",
+  )
+
+
+def waited(noted: Mapping[str, Any]) -> str:
+  """What a stage waited for, as `overlap.record` noted."""
+  images, spent = noted["images"], dict(noted["seconds"])
+  compiled = spent.pop("compile", 0.0)
+  each = {name: round(1e6 * n / images) for name, n in spent.items()}
+  slowest = max(each, key=lambda name: each[name])
+  rate = images / max(sum(spent.values()), 1e-9)
+  return page.section(
+    f"Speed of cc-jax {noted['stage']}",
+    page.bars("Waited for, microseconds an image", each),
+    page.paragraph(
+      f"{slowest} limits: {rate:,.1f} images/s over the {images:,} images of "
+      f"the last run of its first process, which compiled for {compiled:.1f} s "
+      f"besides. Its {noted['threads']} threads decoded while the device "
+      "computed; what others hid is not counted."
+    ),
   )
 
 

@@ -12,7 +12,7 @@ import pytest
 import toys
 
 from cc_jax.core import files
-from cc_jax.data import shards
+from cc_jax.data import shards, tokenize
 from cc_jax.stages import report
 
 HOSTILE = '<script>document.title="had"</script>'
@@ -179,6 +179,37 @@ def test_a_dataset_without_captions_shows_titles(work, tmp_path):
   text = str(Page(path.read_text()))
   assert "Most frequent words" not in text
   assert "hat 1" in text
+
+
+def test_flags_lengths_and_what_limits_are_shown(work, tmp_path):
+  tokenizer = tmp_path / "tokenizer"
+  tokenize.train(["a photo of a hat"], str(tokenizer), vocabulary=514)
+  words = [
+    f"--config.caption.images={work}/catalogue",
+    f"--config.caption.folder={tmp_path}/captions",
+    "--config.caption.vocabulary=0",
+    f"--config.caption.flags.tokenizer={tokenizer}",
+    "--config.caption.flags.tokens=30",
+  ]
+  assert toys.run("caption", work, tmp_path, *words) == 0
+  counts = shards.open(tmp_path / "captions").provenance["counts"]
+  seconds = {"read": 0.5, "decode": 9.0, "device": 0.25, "compile": 3.0}
+  noted = {"stage": "encode", "images": 59, "threads": 4, "seconds": seconds}
+  files.write_json(tmp_path / "encode.seconds.json", noted)
+  flags = (
+    f"--config.report.captions={tmp_path}/captions",
+    f"--config.report.page={tmp_path}/page.html",
+    f"--config.report.seconds=('{tmp_path}/encode.seconds.json', 'none')",
+  )
+  assert run(work, *flags) == 0
+  text = str(Page((tmp_path / "page.html").read_text()))
+  assert "Tokens in a caption" in text
+  assert counts["flags"]["too_long"]
+  for flag, count in counts["flags"].items():
+    assert f"{flag} {count} " in text
+  assert "Speed of cc-jax encode" in text
+  assert "decode limits: 6.1 images/s over the 59 images" in text
+  assert "decode 152,542 92.3 %" in text
 
 
 def test_words_are_counted_in_any_script():
