@@ -34,9 +34,7 @@ STEPS = {"256": 550_000, "512": 850_000}
 
 def get_config(arg: str = "256") -> ConfigDict:
   if arg not in STEPS:
-    raise ValueError(
-      f"configs/common_canvas_l.py has 256 and 512, got {arg!r}"
-    )
+    raise ValueError(f"configs/common_canvas_l.py has 256 and 512, got {arg!r}")
   config = base.get_config()
   size = int(arg)
   config.name = "commoncatalog"
