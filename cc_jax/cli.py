@@ -66,7 +66,8 @@ stages
 
 options
   --config.any.field=VALUE   sets a field of the config
-  --hosts=N                  one of N processes that work together; off TPUs
+  --hosts=N                  one of N processes that work together (or the
+                             environment CC_JAX_HOSTS=N); off TPUs
                              and clusters that JAX knows, with the environment
                              JAX_COORDINATOR_ADDRESS=HOST:PORT,
                              JAX_NUM_PROCESSES=N, JAX_PROCESS_ID=0 to N-1
@@ -93,7 +94,7 @@ def arguments(
   if stage not in STAGES:
     raise configs.unknown("stage", stage, list(STAGES))
   where, workdir = DEFAULTS.get(stage, (None, None))
-  hosts, fields = 1, []
+  hosts, fields = _number("CC_JAX_HOSTS") or 1, []
   for word in rest:
     name, equals, value = word.partition("=")
     if not equals:
@@ -144,7 +145,20 @@ def start(config: ml_collections.ConfigDict, hosts: int) -> None:
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
   if hosts == 1:
     _check_alone()
-    return
+  else:
+    _join(hosts)
+  devices = _number("CC_JAX_DEVICES")
+  if devices not in (None, jax.device_count()):
+    raise ValueError(
+      f"CC_JAX_DEVICES={devices}, but there are {jax.device_count()} on "
+      f"{hosts} hosts"
+    )
+
+
+def _join(hosts: int) -> None:
+  """Finds the other hosts."""
+  import jax
+
   count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
   try:
     jax.distributed.initialize(
