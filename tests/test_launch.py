@@ -19,7 +19,6 @@ SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 def script(name, *words, tools, **environment):
   """(status, stdout, stderr) of a script with stubs for its tools."""
   environment = {"POLL": "0", "ZONE": "us-central2-b"} | environment
-  # A slash is a path: nothing else is found there than what bash needs.
   path = f"{tools}:/usr/bin:/bin"
   done = subprocess.run(
     ["bash", f"launch/{name}", *words],
