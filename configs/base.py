@@ -195,9 +195,11 @@ def get_config(arg: str = "") -> ConfigDict:
   config.train.remat = "none"  # Or "dots", "full".
   config.train.log_every = 50
   config.train.checkpoint_every = 1000
-  config.train.keep = 3
+  config.train.keep = 3  # The newest checkpoints,
+  config.train.keep_every = 0  # and of those at multiples of so many steps all.
   config.train.preview_every = 5000
   config.train.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+  config.train.devices = 0  # Of all hosts, if other numbers are to be refused.
 
   config.latent_diffusion = ConfigDict()
   config.latent_diffusion.train_text = False

@@ -36,8 +36,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       there does not fit; nothing is written then.
     FloatingPointError: a metric is not a finite number; the checkpoints are
       from before.
-    KeyboardInterrupt: SIGTERM came; the step is saved. What would follow, as
-      an export, must wait until the same command has finished the training.
+    SystemExit: SIGTERM came; the step is saved, and the status is 0. What would
+      follow, as an export, must wait until the same command has trained to the
+      end.
   """
   options = config.train
   mesh = sharding.make_mesh(**options.mesh)
@@ -53,10 +54,10 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
     shapes = sharding.with_layouts(jax.eval_shape(init, key), mesh)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     # In this order: resume, else import, else initialise.
-    first = checkpoint.latest_step(options.checkpoints) or 0
-    place = None
-    if first:
+    first, place = 0, None
+    if checkpoint.steps(options.checkpoints):
       state, place = checkpoint.restore(options.checkpoints, shapes)
+      first = int(state.step)
       origin = f"step {first} of {options.checkpoints}"
     else:
       state = jax.jit(init, out_shardings=layouts)(key)
@@ -99,7 +100,12 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
 
     # Nothing is written until all that can be refused has been.
     versions.record(workdir, "train", config)
-    checkpoints = checkpoint.manager(options.checkpoints, keep=options.keep)
+    checkpoints = checkpoint.manager(
+      options.checkpoints,
+      keep=options.keep,
+      every=options.keep_every,
+      after=first,
+    )
     stack.callback(checkpoint.close, checkpoints)
     writers = log.open_writers(workdir, step=first)
     stack.callback(log.close_writers, writers)
@@ -140,9 +146,12 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       seconds,
       options.checkpoints,
     )
-    if step < options.steps:
-      raise KeyboardInterrupt(f"SIGTERM; step {step} is saved")
-    return state
+  if step < options.steps:
+    log.announce(
+      "train", f"SIGTERM: step {step:,} is saved; the same command goes on"
+    )
+    raise SystemExit(0)
+  return state
 
 
 def shapes_of(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:

@@ -124,13 +124,22 @@ def check(options: Any, mesh: jax.sharding.Mesh) -> None:
 
   Raises:
     ValueError: a batch that does not divide over devices and micro-batches, a
-      number of steps, checkpoints or micro-batches below one, or an unknown
-      `remat`.
+      number of steps, checkpoints or micro-batches below one, an unknown
+      `remat`, or another number of devices than was announced.
   """
+  if options.devices not in (0, mesh.size):
+    raise ValueError(
+      f"train.devices={options.devices}, but there are {mesh.size} on "
+      f"{jax.process_count()} hosts; 0 for any number"
+    )
   names = ("steps", "accumulate", "log_every", "checkpoint_every", "keep")
   for name in names:
     if options[name] < 1:
       raise ValueError(f"train.{name}={options[name]}; expected 1 or more")
+  if options.keep_every < 0:
+    raise ValueError(
+      f"train.keep_every={options.keep_every}; expected 0 (none) or more"
+    )
   layers.checkpointed(jnp.sum, options.remat)
   size, ways = options.batch_size, sharding.batch_ways(mesh)
   if size < 1 or size % ways:

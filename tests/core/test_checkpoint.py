@@ -213,6 +213,16 @@ def test_only_the_last_are_kept_and_no_step_is_saved_twice(tmp_path):
     checkpoint.manager(tmp_path, keep=0)
 
 
+def test_multiples_of_a_number_of_steps_are_kept_beside_the_newest(tmp_path):
+  manager = checkpoint.manager(tmp_path, keep=2, every=10)
+  for step in (5, 10, 15, 20, 25, 30):
+    checkpoint.save(manager, step, {"step": np.int32(step)}, PLACE, META)
+  checkpoint.close(manager)
+  assert checkpoint.steps(tmp_path) == [10, 20, 25, 30]
+  with pytest.raises(ValueError, match="every=-1"):
+    checkpoint.manager(tmp_path, every=-1)
+
+
 def test_arrays_may_be_donated_while_they_are_written(tmp_path):
   step = jax.jit(lambda x: x + 1, donate_argnums=0)
   x = jnp.zeros((4096, 1024))
