@@ -7,19 +7,35 @@ encoded here: its encoder costs 8 % of a step at 256 pixels, its states twenty
 times the storage of the latents.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import ml_collections
+import numpy as np
 
-from cc_jax.core import sharding, tree
+from cc_jax.core import files, sharding, tree
 from cc_jax.data import latents, tokenize
 from cc_jax.diffusion import schedule as schedules
-from cc_jax.models import families, kinds, layers
+from cc_jax.models import families, kinds, layers, unread
 from cc_jax.tasks import task
+
+
+class Words(NamedTuple):
+  """What the loss must know of the tokenizers.
+
+  Arrays, and no constants of a program, which so serves any tokenizer.
+
+  Attributes:
+    empty: ids of the empty caption.
+    eos: id of the end token.
+    pads: id of the padding of each text tower.
+  """
+
+  empty: Int[Any, "T"]
+  eos: Int[Any, ""]
+  pads: tuple[Int[Any, ""], ...]
 
 
 def make(config: ml_collections.ConfigDict) -> task.Task:
@@ -35,15 +51,13 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   family = families.find(names)
   families.check_zeros(family, names.zero_empty)
   row = families.FAMILIES[family]
-  tokenizers = {
-    name: tokenize.load(one)
-    for name, one in families.tokenizers(family, names).items()
-  }
-  tokenizer = tokenizers["text"]
+  tokenizers = open_tokenizers(families.tokenizers(family, names))
   found = families.open(
     family,
     names,
-    {name: tokenize.ids(one) for name, one in tokenizers.items()},
+    {
+      name: tokenize.ids(one) if one else {} for name, one in tokenizers.items()
+    },
     train_text=options.train_text,
     dtype=train.dtype,
     mesh=sharding.current_mesh(),
@@ -70,7 +84,6 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   frozen = {
     name: loaded.params for name, loaded in found.items() if name not in trained
   }
-  empty = tokenize.encode(tokenizer, [""], config.encode.tokens)[0][0]
 
   def init(key: PRNGKeyArray) -> dict[str, Any]:
     keys = jax.random.split(key, len(parts))
@@ -81,6 +94,7 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
 
   def loss(
     frozen: dict[str, Any],
+    words: Words,
     params: dict[str, Any],
     batch: dict[str, Array],
     key: PRNGKeyArray,
@@ -95,11 +109,11 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     dropped = jax.random.bernoulli(keys[1], options.drop_caption, (len(x0),))
     tokens = batch["tokens"]
     if not names.zero_empty:
-      tokens = drop(tokens, empty, dropped)
+      tokens = drop(tokens, words.empty, dropped)
     with jax.named_scope("text"):
       conditions = row.conditions(
         networks,
-        captions(tokens, tokenizers),
+        captions(tokens, words),
         sizes(batch, vae.config.factor),
       )
     if names.zero_empty:
@@ -119,7 +133,9 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
 
   return task.Task(
     init=init,
-    loss=jax.tree_util.Partial(loss, frozen),
+    loss=jax.tree_util.Partial(
+      loss, frozen, words_of(tokenizers, config.encode.tokens)
+    ),
     features=(
       "latent_mean",
       *(("latent_std",) if config.encode.std else ()),
@@ -131,9 +147,35 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     weights={
       "latent_mean": vae.hash,
       "latent_std": vae.hash,
-      "tokens": tokenize.digest(tokenizer),
+      "tokens": tokenizers["text"] and tokenize.digest(tokenizers["text"]),
     },
     parts=parts,
+  )
+
+
+def open_tokenizers(names: dict[str, str]) -> dict[str, Any]:
+  """The tokenizer of each text tower.
+
+  None for one that is not here, where weights are not read either.
+  """
+  return {
+    name: None
+    if unread.are_weights() and not files.path(one).exists()
+    else tokenize.load(one)
+    for name, one in names.items()
+  }
+
+
+def words_of(tokenizers: dict[str, Any], length: int) -> Words:
+  """What the loss must know of them; of none, arrays of the same shapes."""
+  first = tokenizers["text"]
+  if first is None:
+    zero = np.int32(0)
+    return Words(np.zeros(length, np.int32), zero, (zero,) * len(tokenizers))
+  return Words(
+    tokenize.encode(first, [""], length)[0][0],
+    np.int32(first.eos_token_id),
+    tuple(np.int32(one.pad_token_id) for one in tokenizers.values()),
   )
 
 
@@ -163,15 +205,14 @@ def sample_latent(
 
 
 def captions(
-  tokens: Int[Array, "B T"], tokenizers: Mapping[str, Any]
+  tokens: Int[Array, "B T"], words: Words
 ) -> list[families.Captions]:
   """One array of ids as each text tower reads it, with its own padding."""
-  eos = tokenizers["text"].eos_token_id
-  ends = tokens == eos
+  ends = tokens == words.eos
   mask = ends.cumsum(axis=-1) <= ends
   return [
-    families.Captions(tokenize.repad(tokens, eos, one.pad_token_id), mask)
-    for one in tokenizers.values()
+    families.Captions(tokenize.repad(tokens, words.eos, pad), mask)
+    for pad in words.pads
   ]
 
 
