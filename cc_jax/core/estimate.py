@@ -135,7 +135,10 @@ def seconds(cost: hlo_cost.Cost, target: hardware.Target) -> dict[str, float]:
 
 
 def energy(
-  hours: float, watts: float | None, pue: float, kg_per_kwh: float
+  hours: float | int,
+  watts: float | int | None,
+  pue: float | int,
+  kg_per_kwh: float | int,
 ) -> dict[str, float]:
   """Kilowatt-hours and kilograms of CO2 of so many chip-hours.
 
@@ -152,8 +155,12 @@ def energy(
 
 
 def largest(
-  fits: Any, first: int, usable: float, fixed: float, slack: int = 16
-) -> tuple[int, list[tuple[int, float]]]:
+  fits: Any,
+  first: int,
+  usable: float | int,
+  fixed: float | int,
+  slack: int = 16,
+) -> tuple[int, list[tuple[int, float | int]]]:
   """The largest n that fits, found by few tries.
 
   What an n takes is `fixed` and about as much again for each: each try is where

@@ -73,7 +73,7 @@ class Collective(NamedTuple):
   def traffic(self) -> float:
     """Bytes that a device sends in one run: rings, arXiv 1810.11787 §2."""
     if self.kind in ("collective-permute", "send"):
-      return self.size
+      return float(self.size)
     rounds = 2 if self.kind == "all-reduce" else 1
     return rounds * self.size * (self.devices - 1) / max(self.devices, 1)
 
@@ -93,7 +93,7 @@ class Kernel(NamedTuple):
   size: int
   times: int
 
-  def seconds(self, peak: float, bandwidth: float) -> float:
+  def seconds(self, peak: float | int, bandwidth: float | int) -> float:
     """Of all runs, on a device of this peak and memory."""
     busy = self.flops / (KERNEL_SHARE * peak)
     return self.times * max(busy, self.size / bandwidth)

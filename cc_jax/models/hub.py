@@ -99,7 +99,7 @@ def config(name: Any, kind: str) -> Any:
 
 
 def load(
-  name: str,
+  name: Any,
   kind: str,
   *,
   expect: Any = None,
@@ -113,6 +113,7 @@ def load(
     name: a row of `published.TABLE`, which is downloaded unless it was
       before; a folder with a config.json and weights, or with `Kind.pickles`;
       or a file of weights, beside a config.json or of one of `Kind.formats`.
+      Where weights are not read (models/unread.py), any name of `config`.
     kind: a key of `kinds.KINDS`.
     expect: the config that it must have, besides `Kind.free`; for a row its
       preset, when left out.
