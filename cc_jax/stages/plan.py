@@ -48,7 +48,8 @@ class Compiled:
     lowered: what was compiled.
     mesh: it was compiled for.
     parts: shapes with layouts of its arguments, by what they hold.
-    scopes: operations of a run over all devices, by the scope of the model.
+    operations: of a run over all devices, as it is compiled: with what is
+      computed a second time.
     kernels: see `flops.kernels`.
     seconds: that compiling took.
   """
@@ -57,7 +58,7 @@ class Compiled:
   lowered: Any
   mesh: jax.sharding.Mesh
   parts: dict[str, Any]
-  scopes: dict[str, int]
+  operations: int
   kernels: dict[flops.Kernel, int]
   seconds: float
 
@@ -121,21 +122,16 @@ def compile_step(
   """
   steps.check(config.train, mesh)
   started = time.perf_counter()
-  with jax.set_mesh(mesh), unread.weights():
-    task = tasks.make(config)
-    init, update = steps.make(config, task)
-    # A key would be an array, and there are no devices to hold one.
-    state = sharding.with_layouts(
-      jax.eval_shape(lambda: init(jax.random.key(config.seed))), mesh
-    )
-    loss = sharding.with_layouts(task.loss, mesh)
-    batch = batch_shapes(config, task, mesh)
+  with jax.set_mesh(mesh):
+    update, state, loss, batch = abstract(config)
+    state, loss = (sharding.with_layouts(x, mesh) for x in (state, loss))
+    layout = sharding.batch_layout(mesh)
+    batch = jax.tree.map(lambda leaf: leaf.update(sharding=layout), batch)
     traced = steps.trace_update(update, state, loss, batch)
     lowered = traced.lower()
     log.announce("plan", "compiling, which may take some minutes")
     program = estimate.compile(lowered)
   jaxpr = traced.jaxpr.jaxpr
-  scopes = flops.by_scope(jaxpr)
   return Compiled(
     program,
     lowered,
@@ -147,14 +143,45 @@ def compile_step(
       "frozen": loss,
       "batch": batch,
     },
-    scopes,
+    flops.of_jaxpr(jaxpr),
     flops.kernels(jaxpr),
     time.perf_counter() - started,
   )
 
 
+def abstract(config: ml_collections.ConfigDict) -> tuple[Any, Any, Any, Any]:
+  """A config's update, and the shapes of state, loss and batch."""
+  with unread.weights():
+    task = tasks.make(config)
+    init, update = steps.make(config, task)
+    # A key would be an array, and there are no devices to hold one.
+    state = jax.eval_shape(lambda: init(jax.random.key(config.seed)))
+    return update, state, task.loss, batch_shapes(config, task)
+
+
+def operations(config: ml_collections.ConfigDict) -> dict[str, int]:
+  """What a step has to compute, by the outermost scope of the model.
+
+  Nothing twice: without `remat`, and with attention that keeps its products,
+  as it is on no device in particular. Of these utilisation is a share.
+  """
+  plain = with_fields(config, remat="none")
+  update, state, loss, batch = abstract(plain)
+  return flops.by_scope(jax.make_jaxpr(update)(state, loss, batch).jaxpr)
+
+
+def with_fields(
+  config: ml_collections.ConfigDict, **fields: Any
+) -> ml_collections.ConfigDict:
+  """A copy of a config with other fields of `config.train`."""
+  made = config.copy_and_resolve_references()
+  with made.unlocked():
+    made.train.update(fields)
+  return made
+
+
 def batch_shapes(
-  config: ml_collections.ConfigDict, task: tasks.Task, mesh: jax.sharding.Mesh
+  config: ml_collections.ConfigDict, task: tasks.Task
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """What a step is given: of the data where it is here, or else of the config.
 
@@ -186,11 +213,8 @@ def batch_shapes(
       )
       shape = (side, side, *shape[1:])
     made[name] = (shape, known[name].dtype)
-  layout = sharding.batch_layout(mesh)
   return {
-    name: jax.ShapeDtypeStruct(
-      (options.batch_size, *shape), dtype, sharding=layout
-    )
+    name: jax.ShapeDtypeStruct((options.batch_size, *shape), dtype)
     for name, (shape, dtype) in made.items()
   }
 
@@ -223,8 +247,8 @@ def describe(
 ) -> dict[str, Any]:
   """All figures of a plan."""
   chip, options = target.slice.hardware, config.train
-  operations = sum(made.scopes.values())
-  text = sum(n for name, n in made.scopes.items() if name == "text")
+  scopes = operations(config)
+  total, text = sum(scopes.values()), scopes.get("text", 0)
   usable = chip.usable or chip.hbm
   found: dict[str, Any] = {
     "config": config.name,
@@ -235,9 +259,14 @@ def describe(
     "images_per_chip": options.batch_size / target.chips,
     "parameters": tree.count(made.parts["weights"]),
     "compile_seconds": made.seconds,
-    "flops": operations,
-    "flops_parts": {"text": text, "trained": operations - text},
-    "tflop_per_image": operations / options.batch_size / 1e12,
+    "flops": total,
+    # What is computed a second time counts for nothing in `mfu`.
+    "flops_parts": {
+      "text": text,
+      "trained": total - text,
+      "again": made.operations - total,
+    },
+    "tflop_per_image": total / options.batch_size / 1e12,
     "hbm_gib_usable": usable / GIB,
   }
   if isinstance(made.program, estimate.OutOfMemory):
@@ -262,7 +291,7 @@ def describe(
   }
   text_of = made.program.as_text()
   cost = hlo_cost.cost(text_of, devices=made.mesh.size, kernels=made.kernels)
-  return found | times(config, target, cost, operations) | traffic(made, cost)
+  return found | times(config, target, cost, total) | traffic(made, cost)
 
 
 def remedies(
@@ -295,7 +324,7 @@ def times(
   config: ml_collections.ConfigDict,
   target: hardware.Target,
   cost: hlo_cost.Cost,
-  operations: int,
+  total: int,
 ) -> dict[str, Any]:
   """Cycles, seconds, use of the peak, and what the whole recipe takes."""
   chip, options = target.slice.hardware, config.train
@@ -316,7 +345,7 @@ def times(
     "cycles_scopes": cost.scopes,
     "step_s": step,
     "step_s_parts": parts,
-    "mfu": operations / step / (chip.flops * target.chips),
+    "mfu": total / step / (chip.flops * target.chips),
     "images_per_s_per_chip": options.batch_size / step / target.chips,
     "steps": options.steps,
     "images": options.steps * options.batch_size,
@@ -359,9 +388,7 @@ def search(
   found: dict[int, dict[str, Any]] = {}
 
   def fits(each: int) -> float:
-    tried = ml_collections.ConfigDict(config)
-    with tried.unlocked():
-      tried.train.batch_size = each * ways
+    tried = with_fields(config, batch_size=each * ways)
     found[each] = plan(tried, target, mesh)
     needed, fit = found[each]["hbm_gib"], found[each]["fits"]
     log.announce(
