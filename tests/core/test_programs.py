@@ -51,7 +51,7 @@ def test_fields_that_change_nothing_are_no_reason_to_refuse(saved):
 def test_another_mesh_or_version_is_refused(saved, monkeypatch):
   mesh, file = saved
   half = sharding.make_mesh(fsdp=2)
-  with pytest.raises(ValueError, match="'fsdp': 1.*now.*'fsdp': 2"):
+  with pytest.raises(ValueError, match=r"'fsdp': 1.*now.*'fsdp': 2"):
     programs.load(file, lowered(half), half, CONFIG)
   version = programs.metadata.version
   newer = lambda name: "9.9" if name == "jaxlib" else version(name)
