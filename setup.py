@@ -50,6 +50,8 @@ setuptools.setup(
       "beartype>=0.23",
       "diffusers>=0.42.1",
       "import-linter>=2.16",
+      # The compiler of `cc-jax plan`; it needs no TPU.
+      "libtpu>=0.0.42.1; sys_platform == 'linux'",
       "ipykernel>=7",
       "matplotlib>=3.11",
       "nbclient>=0.11",

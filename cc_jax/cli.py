@@ -33,6 +33,7 @@ STAGES = {
   "evaluate": ("cc_jax.stages.evaluate", "how good a checkpoint is"),
   "export": ("cc_jax.stages.export", "a checkpoint to a diffusers folder"),
   "report": ("cc_jax.stages.report", "one HTML page of a dataset"),
+  "plan": ("cc_jax.stages.plan", "what a run takes on a TPU slice"),
   "bench": ("cc_jax.stages.bench", "speed of the loader and the train step"),
 }
 

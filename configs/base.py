@@ -200,6 +200,20 @@ def get_config(arg: str = "") -> ConfigDict:
   config.train.preview_every = 5000
   config.train.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
   config.train.devices = 0  # Of all hosts, if other numbers are to be refused.
+  config.train.program = ""  # A file of `cc-jax plan`: the step, compiled.
+
+  config.slice = "v4-128"  # That is planned for; "2xv4-128" for two of them.
+  config.search = False  # For the largest batch that fits.
+  config.plan = ConfigDict()
+  config.plan.of = "train"  # Or "caption".
+  config.plan.result = "{workdir}/plan.json"
+  config.plan.program = ""  # Where to save the compiled step for `train`.
+  config.plan.text = ""  # Where to write the compiled program's text.
+  config.plan.images = 70_000_000  # To caption.
+  config.plan.price = 0.0  # Dollars an hour and chip; 0 for the list price.
+  config.plan.watts = 0.0  # Of a chip; 0 for what its maker measured, if known.
+  config.plan.pue = 1.1  # Watts that the data centre draws for each of those.
+  config.plan.kg_co2_per_kwh = 0.37  # Of the grid; 0.37 is the United States'.
 
   config.latent_diffusion = ConfigDict()
   config.latent_diffusion.train_text = False

@@ -93,7 +93,10 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
     rows = next(batches)
     started, queue = time.perf_counter(), collections.deque()
     batch = sharding.put_batch(rows, mesh)
-    compiled = steps.compile_update(update, state, loss, batch)
+    if options.program:
+      compiled = steps.load_update(config, mesh, update, state, loss, batch)
+    else:
+      compiled = steps.compile_update(update, state, loss, batch)
     describe(compiled, time.perf_counter() - started)
     # One for each aspect bucket, when its first batch comes.
     programs = {shapes_of(batch): compiled}

@@ -77,6 +77,7 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
 
   def loss(
     frozen: dict[str, Any],
+    known: Any,
     params: dict[str, Any],
     batch: dict[str, Array],
     key: PRNGKeyArray,
@@ -91,9 +92,9 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     if "token_mask" in batch:
       x0 = x0.reshape(*x0.shape[:2], -1, vae.config.latent_channels)
     dropped = jax.random.bernoulli(keys[1], options.drop_caption, (len(x0),))
-    read = reader.read(batch)
+    read = reader.read(known, batch)
     if not names.zero_empty and names.null_caption == "empty":
-      read = reader.drop(read, dropped)
+      read = reader.drop(known, read, dropped)
     with jax.named_scope("text"):
       conditions = row.conditions(
         networks, read, sizes(batch, vae.config.factor)
@@ -124,7 +125,7 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
 
   return task.Task(
     init=init,
-    loss=jax.tree_util.Partial(loss, frozen),
+    loss=jax.tree_util.Partial(loss, frozen, reader.known),
     features=(
       "latent_mean",
       *(("latent_std",) if config.encode.std else ()),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The train step: a task and an optimiser made into two pure functions.
 
-The train loop runs them; a planner or a benchmark compiles them without one.
+The train loop runs them; a plan or a benchmark compiles them without one.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from cc_jax.core import optim, sharding
+from cc_jax.core import optim, programs, sharding
 from cc_jax.models import layers
 from cc_jax.tasks import task as tasks
 
@@ -103,16 +103,56 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
   return Step(init, update)
 
 
-def compile_update(
+def trace_update(
   update: Callable[..., Any], state: Any, loss: Any, batch: Any
 ) -> Any:
-  """`update` compiled for arrays, or shapes with layouts, such as these.
+  """`update` traced for arrays, or shapes with layouts, such as these.
 
   The state is donated, and comes out laid out as it went in.
   """
   layouts = jax.tree.map(lambda leaf: leaf.sharding, state)
   jitted = jax.jit(update, donate_argnums=0, out_shardings=(layouts, None))
-  return jitted.lower(state, loss, batch).compile()
+  return jitted.trace(state, loss, batch)
+
+
+def compile_update(
+  update: Callable[..., Any], state: Any, loss: Any, batch: Any
+) -> Any:
+  """`update` compiled for what `trace_update` is given."""
+  return trace_update(update, state, loss, batch).lower().compile()
+
+
+def load_update(
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  update: Callable[..., Any],
+  state: Any,
+  loss: Any,
+  batch: Any,
+) -> Any:
+  """The same, compiled by `cc-jax plan`: the file `config.train.program`.
+
+  Raises:
+    ValueError: no such file, or one of another step.
+  """
+  lowered = trace_update(update, state, loss, batch).lower()
+  return programs.load(config.train.program, lowered, mesh, decides(config))
+
+
+def decides(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The fields of a config that may change a step, for refusals to name."""
+  names = ("model", "latent_diffusion", "autoencoder", "train", "seed")
+  made = {name: config[name] for name in names}
+  made = {
+    name: value.to_dict()
+    if isinstance(value, ml_collections.ConfigDict)
+    else value
+    for name, value in made.items()
+  }
+  # How a run goes and where its files are.
+  for name in ("program", "folders", "checkpoints", "init", "split", "steps"):
+    made["train"].pop(name, None)
+  return made
 
 
 def check(options: Any, mesh: jax.sharding.Mesh) -> None:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Net's output is zero at first, so first losses have closed forms."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,12 +268,10 @@ def test_sizes_are_height_and_width_of_original_crop_and_image():
 
 
 def test_each_tower_has_its_padding_and_a_mask_to_the_end():
-  towers = {
-    "text": types.SimpleNamespace(eos_token_id=9, pad_token_id=9),
-    "text_2": types.SimpleNamespace(eos_token_id=9, pad_token_id=0),
-  }
+  empty, nine, zero = np.array([1, 9, 9, 9]), np.int32(9), np.int32(0)
+  words = conditioning.Words(empty, nine, (nine, zero))
   tokens = jnp.array([[1, 5, 9, 9], [1, 9, 9, 9]])
-  first, second = conditioning.captions(tokens, towers)
+  first, second = conditioning.captions(tokens, words)
   np.testing.assert_array_equal(first.tokens, tokens)
   assert second.tokens.tolist() == [[1, 5, 9, 0], [1, 9, 0, 0]]
   assert first.mask.tolist() == [[True] * 3 + [False], [True] * 2 + [False] * 2]
