@@ -232,8 +232,8 @@ def pixel(config: ConfigDict) -> ConfigDict:
   above(config)
   transformer(config, classes=10, frequency_shift=0)
   config.model.text = config.model.tokenizer = ""
-  config.train.steps = 1200
-  config.train.checkpoint_every = 400
+  config.train.steps = 500
+  config.train.checkpoint_every = 250
   config.sample.prompts = tuple(WORDS)
   config.evaluate.recognise.templates = ("{title}",)
   return config
@@ -253,8 +253,9 @@ def align(config: ConfigDict) -> ConfigDict:
   above(config)
   text(config)
   config.train.init = "{workdir}/../pixel/export"
-  config.train.steps = 1000
-  config.train.keep = 20
+  config.train.steps = 500
+  config.train.checkpoint_every = 50
+  config.train.keep = 10
   config.evaluate.recognise.each = 20
   return config
 
@@ -276,7 +277,8 @@ def aesthetic(config: ConfigDict) -> ConfigDict:
   config.train.folders = ("{workdir}/latents",)
   config.train.init = "{workdir}/../align/export"
   config.train.lr = 5e-4
-  config.train.steps = 300
+  config.train.steps = 150
+  config.train.checkpoint_every = 150
   config.sample.picture = "{workdir}/../samples.png"
   config.evaluate.metrics = "{workdir}/../metrics.json"
   config.export.folder = "{workdir}/../export"
