@@ -105,6 +105,7 @@ def captions(config: ConfigDict, size: int) -> None:
   config.caption.length = 200
   config.encode.caption = "caption_llava"
   config.encode.text_states = True
+  config.train.preview_every = 0  # A preview would need T5 beside the training.
   config.model.clean = True
   config.model.text = "t5-xxl"
   config.model.tokenizer = "t5-xxl"

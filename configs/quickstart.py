@@ -231,7 +231,9 @@ def transformer(config: ConfigDict, **fields: int) -> None:
   config.model.schedule.kind = "linear"
   config.model.schedule.beta_start = 0.0001
   config.model.schedule.beta_end = 0.02
-  config.train.lr = 1e-3
+  # So small a network learns v in fewer steps than the paper's eps.
+  config.model.prediction = "v"
+  config.train.lr = 2e-3
   config.train.eps = 1e-10
   config.train.weight_decay = 0.03
   config.train.checkpoint_every = 100
@@ -348,8 +350,8 @@ def pixel(config: ConfigDict) -> ConfigDict:
   above(config)
   transformer(config, classes=10, frequency_shift=0)
   config.model.text = config.model.tokenizer = ""
-  config.train.steps = 1500
-  config.train.checkpoint_every = 500
+  config.train.steps = 500
+  config.train.checkpoint_every = 250
   config.sample.prompts = tuple(WORDS)
   config.evaluate.recognise.templates = ("{title}",)
   return config
@@ -369,8 +371,9 @@ def align(config: ConfigDict) -> ConfigDict:
   above(config)
   text(config)
   config.train.init = "{workdir}/../pixel/export"
-  config.train.steps = 1000
-  config.train.keep = 20
+  config.train.steps = 500
+  config.train.checkpoint_every = 50
+  config.train.keep = 10
   config.evaluate.recognise.each = 20
   return config
 
@@ -391,8 +394,9 @@ def aesthetic(config: ConfigDict) -> ConfigDict:
   config.caption.vocabulary = 0
   config.train.folders = ("{workdir}/latents",)
   config.train.init = "{workdir}/../align/export"
-  config.train.lr = 3e-4
-  config.train.steps = 500
+  config.train.lr = 5e-4
+  config.train.steps = 150
+  config.train.checkpoint_every = 150
   config.sample.picture = "{workdir}/../samples.png"
   config.evaluate.metrics = "{workdir}/../metrics.json"
   config.export.folder = "{workdir}/../export"

@@ -102,6 +102,12 @@ def test_the_learning_rate_is_the_schedules():
   )
 
 
+def test_the_rate_may_grow_with_the_root_of_the_batch():
+  """PixArt-alpha's: 2e-5 for 256 is 1.33e-4 for its batches of 11,392."""
+  _, metrics = run(1, lr=2e-5, warmup=0, batch_size=11_392, lr_batch=256)
+  assert float(metrics[0]["lr"]) == pytest.approx(1.334e-4, rel=1e-3)
+
+
 def test_the_key_of_a_step_is_the_seeds_with_its_number():
   states, _ = run(2, rows=batch(noise=1.0), lr=0.0, warmup=0)
   config = tiny.config("/nowhere", "/nowhere")
