@@ -147,7 +147,7 @@ def start(config: ml_collections.ConfigDict, hosts: int) -> None:
   else:
     _join(hosts)
   devices = _number("CC_JAX_DEVICES")
-  if devices not in (None, jax.device_count()):
+  if devices is not None and devices != jax.device_count():
     raise ValueError(
       f"CC_JAX_DEVICES={devices}, but there are {jax.device_count()} on "
       f"{hosts} hosts"

@@ -98,7 +98,7 @@ planned() {
   for word in "$@"; do
     case "$word" in
       --workdir=* | --config.train.init=*) ;;
-      --config.caption.*) words+=("$word" --config.plan.of=caption) ;;
+      --config.caption.captioner=*) words+=("$word" --config.plan.of=caption) ;;
       *) words+=("$word") ;;
     esac
   done
