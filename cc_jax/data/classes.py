@@ -40,9 +40,7 @@ def load(path: str) -> Classes:
     )
   names = tuple(files.path(path).read_text().splitlines())
   if not names or len(set(names)) < len(names) or not all(names):
-    raise ValueError(
-      f"{path}: expected a class a line, each once, none empty"
-    )
+    raise ValueError(f"{path}: expected a class a line, each once, none empty")
   return Classes(names)
 
 
