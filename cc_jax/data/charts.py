@@ -13,7 +13,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 24, 66, 56  # and of its margins.
 
 
 def lines(
-  series: Mapping[str, Sequence[tuple[float, float]]],
+  series: Mapping[str, Sequence[tuple[float | int, float]]],
   *,
   title: str,
   across: str,

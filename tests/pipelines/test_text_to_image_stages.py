@@ -116,14 +116,12 @@ def test_some_channels_are_guided(pixart):
   three = generate(pixart, guidance=6.0, channels=3)
   assert np.abs(three - whole).max() > 1e-3
   assert np.abs(three - plain).max() > 1e-3
-  with pytest.raises(ValueError, match="learned variance"):
-    text_to_image.check(made_without_variance())
 
 
-def made_without_variance():
-  made = tiny.get_config("data")
-  made.sample.sampler = "iddpm"
-  return made
+def test_a_variance_that_is_not_learned_is_not_sampled(data):
+  made = tiny.config(data, data, sample__sampler="iddpm")
+  with pytest.raises(ValueError, match=r"needs a learned variance: a model.un"):
+    text_to_image.check(made)
 
 
 def test_a_null_caption_of_its_own_is_what_guidance_leads_away_from(

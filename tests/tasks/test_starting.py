@@ -49,7 +49,7 @@ def test_a_dit_becomes_a_pixart_and_the_text_begins_anew(start, tmp_path):
   found, initial = start(tmp_path / "pixel")
   assert same(found["text"], initial["text"])
   expected = reparameterise.from_dit(params, config, initial["transformer"])
-  assert tiny.largest_difference(found["transformer"], expected) < 1e-6
+  assert tiny.largest_difference(found["transformer"], expected) < 1e-5
   other, _ = start(tmp_path / "pixel", latent_diffusion__init_class="zero")
   assert tiny.largest_difference(other["transformer"], expected) > 1e-3
 
