@@ -11,6 +11,12 @@ the last 50,000. Gradients are clipped here, and norms and biases not decayed:
   cc-jax train --config=configs/sd2.py:256 --workdir=gs://BUCKET/sd2-256
   cc-jax train --config=configs/sd2.py:512 --workdir=gs://BUCKET/sd2-512 \
     --config.train.init=sd2-256-export   # a local copy, on every host
+
+What it takes on a TPU slice, before one is there:
+
+  cc-jax plan --config=configs/sd2.py:256 --workdir=runs/plan
+
+A chip of v4-128, the slice here, has 32 images of a batch.
 """
 
 import base
@@ -27,6 +33,7 @@ def get_config(arg: str = "256") -> ConfigDict:
   config.name = "commoncatalog"
   config.catalogue.min_side = size
   config.encode.size = config.sample.size = size
+  config.slice = "v4-128"
   config.train.steps = STEPS[arg]
   if arg == "512":
     config.train.ema_start = 800_000
