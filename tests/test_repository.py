@@ -28,6 +28,7 @@ MACHINE = re.compile("[\"' =]/(wo" + "rk|ho" + "me|Us" + "ers|ro" + "ot)/")
 ELSEWHERE = {
   "__main__": "tests/test_cli.py",
   "core/legacy": "tests/core/test_convert.py, and models/test_published.py",
+  "core/planned": "tests/stages/test_plan.py",
   "core/spelling": "tests/core/test_convert.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
   "data/tally": "tests/data/test_passes.py",
@@ -39,6 +40,8 @@ ELSEWHERE = {
   "data/sources_files": "tests/data/test_sources.py",
   "models/attention": "tests/models/test_layers.py",
   "models/autoencoder_blocks": "tests/models/test_vqgan.py",
+  "pipelines/batch_shapes": "tests/stages/test_plan.py",
+  "pipelines/plan_lines": "tests/stages/test_plan.py",
   "pipelines/reference": "tests/stages/test_bench.py",
   "models/residual": "tests/models/test_layers.py",
   "models/llama": "tests/models/test_lm.py",
