@@ -307,7 +307,10 @@ def search(
     )
 
   first = max(config.train.batch_size // ways, 1)
-  fixed = 0.0
+  with jax.set_mesh(mesh):
+    _, state, loss, _ = abstract(config)
+  fixed = estimate.on_device(sharding.with_layouts((state, loss), mesh))
+  # Each that fits is larger than those before, so that the last one is saved.
   best, tries = estimate.largest(fits, first, usable, fixed)
   tried = [
     {"batch_size": n * ways, "hbm_gib": b / planned.GIB} for n, b in tries
