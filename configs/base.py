@@ -204,6 +204,12 @@ def get_config(arg: str = "") -> ConfigDict:
 
   config.slice = "v4-128"  # That is planned for; "2xv4-128" for two of them.
   config.search = False  # For the largest batch that fits.
+  config.ablate = False  # Each step of the next, from the first on: how fast.
+  # "NAME: field=value field=value": what is set, one after the other.
+  config.ablation = (
+    "float32: train.dtype=float32",
+    "bfloat16: train.dtype=bfloat16",
+  )
   config.plan = ConfigDict()
   config.plan.of = "train"  # Or "caption".
   config.plan.result = "{workdir}/plan.json"

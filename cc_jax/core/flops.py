@@ -40,13 +40,16 @@ def of_jaxpr(jaxpr: Any, trips: int = 1) -> int:
 def by_scope(jaxpr: Any, trips: int = 1) -> dict[str, int]:
   """`of_jaxpr`, by the outermost named scope, "" for none.
 
-  Forward and backward of a scope are one.
+  Forward and backward of a scope are one; a loop in none is "while", as
+  compiled programs have it.
   """
   found: dict[str, int] = {}
   for equation in jaxpr.eqns:
     operations = _equation(equation, trips)
     if operations:
       scope = _scope(str(equation.source_info.name_stack))
+      if not scope and equation.primitive.name in ("scan", "while"):
+        scope = "while"
       found[scope] = found.get(scope, 0) + operations
   return found
 

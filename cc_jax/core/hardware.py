@@ -347,6 +347,9 @@ def aot_devices(target: Slice, slices: int = 1) -> list[Any]:
   # libtpu would ask the machine which TPU it has, and lock it.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  # Or it complains that the machine does not say.
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", target.name)
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   from jax.experimental import topologies
 
   name, keywords = target.aot

@@ -29,7 +29,7 @@ from cc_jax.core import (
   versions,
 )
 from cc_jax.models import unread
-from cc_jax.pipelines import batch_shapes, caption_plan, plan_lines
+from cc_jax.pipelines import ablation, batch_shapes, caption_plan, plan_lines
 from cc_jax.tasks import step as steps
 from cc_jax.tasks import task as tasks
 
@@ -47,6 +47,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   if config.plan.of == "caption":
     found = caption_plan.plan(config, target, devices)
     return finish(config, workdir, found, plan_lines.of_captions(found))
+  if config.ablate:
+    found = ablate(config, target, devices)
+    return finish(config, workdir, found, ablation.lines(found["ablation"]))
   mesh = sharding.make_mesh(**config.train.mesh, devices=devices)
   log.announce(
     "plan",
@@ -58,6 +61,23 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   else:
     found = plan(config, target, mesh)
   return finish(config, workdir, found, plan_lines.of_step(found))
+
+
+def ablate(
+  config: ml_collections.ConfigDict,
+  target: hardware.Target,
+  devices: list[Any],
+) -> dict[str, Any]:
+  """Plans of the steps of `config.ablation`; ablation.svg beside the result."""
+
+  def measure(tried: ml_collections.ConfigDict) -> dict[str, Any]:
+    mesh = sharding.make_mesh(**tried.train.mesh, devices=devices)
+    return plan(tried, target, mesh)
+
+  rows = ablation.run(config, measure)
+  folder = config.plan.result.rpartition("/")[0] or "."
+  files.write_atomic(f"{folder}/ablation.svg", ablation.picture(rows))
+  return {"config": config.name, "slice": target.name, "ablation": rows}
 
 
 def finish(
@@ -288,7 +308,10 @@ def search(
     )
 
   first = max(config.train.batch_size // ways, 1)
-  fixed = 0.0
+  with jax.set_mesh(mesh):
+    _, state, loss, _ = abstract(config)
+  fixed = estimate.on_device(sharding.with_layouts((state, loss), mesh))
+  # Each that fits is larger than those before, so that the last one is saved.
   best, tries = estimate.largest(fits, first, usable, fixed)
   tried = [
     {"batch_size": n * ways, "hbm_gib": b / planned.GIB} for n, b in tries

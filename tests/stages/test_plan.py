@@ -14,7 +14,7 @@ import tiny
 import tiny_plan
 
 from cc_jax.core import config as configs
-from cc_jax.core import hlo_cost, programs, sharding, tree
+from cc_jax.core import hardware, hlo_cost, programs, sharding, tree
 from cc_jax.stages import plan, train
 from cc_jax.tasks import step as steps
 
@@ -167,6 +167,64 @@ def test_operations_are_those_that_were_counted_by_hand(name):
   assert sum(found.values()) / 1e12 == pytest.approx(expected, rel=0.01)
   # 23 blocks of ViT-H on 77 tokens, or SDXL's two towers.
   assert text / 1e12 == pytest.approx(0.111 if networks else 0.045, rel=0.02)
+
+
+def test_a_search_ends_at_the_largest_batch_that_fits(
+  tmp_path, monkeypatch, capsys
+):
+  made, mesh = tiny_plan.config(str(tmp_path)), sharding.make_mesh()
+  target = hardware.target("v5e-8")
+  seen = []
+
+  def planned(config, target, mesh):
+    seen.append(config.train.batch_size)
+    each = config.train.batch_size / mesh.size
+    needed = 0.05 + 0.4 * each
+    return {"fits": needed <= 15.75, "hbm_gib": needed, "images": each}
+
+  monkeypatch.setattr(plan, "plan", planned)
+  found = plan.search(made, target, mesh)
+  assert found["fits"]
+  assert 37 <= found["images"] <= 39
+  assert [row["batch_size"] for row in found["search"]] == seen
+  assert len(seen) <= 5
+  assert "does not fit" in capsys.readouterr().out
+  # Not even one image a device.
+  monkeypatch.setattr(
+    plan, "plan", lambda *args: {"fits": False, "hbm_gib": 99.0}
+  )
+  assert not plan.search(made, target, mesh)["fits"]
+
+
+def test_an_ablation_plans_each_change(tmp_path, monkeypatch):
+  fields = {
+    "ablation": ("naive: train.remat=full", "fast: train.remat=none"),
+    "plan__result": f"{tmp_path}/plan.json",
+  }
+  made = tiny_plan.config(str(tmp_path), **fields)
+  rates = {"full": 10.0, "none": 30.0}
+  monkeypatch.setattr(
+    plan,
+    "plan",
+    lambda config, target, mesh: {
+      "images_per_s_per_chip": rates[config.train.remat]
+    },
+  )
+  target = hardware.target("v4-8")
+  found = plan.ablate(made, target, jax.devices())
+  assert [row["speedup"] for row in found["ablation"]] == [1, 3]
+  assert "3.00x" in (tmp_path / "ablation.svg").read_text()
+
+
+def test_a_slice_or_subject_that_there_is_not_is_refused(tmp_path, monkeypatch):
+  made = tiny_plan.config(str(tmp_path), slice="v4-9")
+  with pytest.raises(ValueError, match="'v4-9'; there are v4-8, v4-16"):
+    plan.main(made, str(tmp_path))
+  monkeypatch.setattr(hardware, "aot_devices", lambda *args: jax.devices())
+  made = tiny_plan.config(str(tmp_path), plan__of="samples")
+  with pytest.raises(ValueError, match=r"plan\.of='samples'; expected train"):
+    plan.main(made, str(tmp_path))
+  assert not list(tmp_path.iterdir())
 
 
 def test_recomputed_operations_count_for_nothing():
