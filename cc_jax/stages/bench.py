@@ -91,7 +91,9 @@ def measure_step(config: ml_collections.ConfigDict) -> dict[str, float]:
   )
   with jax.set_mesh(mesh):
     key = jax.random.key(config.seed)
-    shapes = sharding.with_layouts(jax.eval_shape(step.init, key), mesh)
+    shapes = sharding.with_layouts(
+      jax.eval_shape(step.init, key), mesh, config.train.spread
+    )
     layouts = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     state = jax.jit(step.init, out_shardings=layouts)(key)
     loss = jax.device_put(task.loss, sharding.layouts(task.loss, mesh))

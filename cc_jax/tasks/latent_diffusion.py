@@ -18,7 +18,7 @@ import ml_collections
 from cc_jax.core import sharding, tree
 from cc_jax.data import latents, tokenize
 from cc_jax.diffusion import schedule as schedules
-from cc_jax.models import families, kinds, layers
+from cc_jax.models import attention, families, kinds, layers, recompute
 from cc_jax.tasks import task
 
 
@@ -32,6 +32,7 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   schedule = schedules.Schedule(**names.schedule)
   schedules.check_prediction(schedule, names.prediction)
   check(options)
+  attention.check(train.attention)
   family = families.find(names)
   families.check_zeros(family, names.zero_empty)
   row = families.FAMILIES[family]
@@ -107,7 +108,11 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     t = schedules.sample_t(keys[2], len(x0), schedule, options.stratified)
     eps = schedules.offset_noise(keys[3], x0.shape, options.offset_noise)
     xt = schedules.add_noise(schedule, x0, eps, t)
-    output = families.predict(family, networks, xt, t, conditions)
+    with (
+      attention.using(train.attention),
+      recompute.recomputing(train.recompute),
+    ):
+      output = families.predict(family, networks, xt, t, conditions)
     wanted = schedules.target(schedule, x0, eps, t, names.prediction)
     errors = jnp.mean(
       jnp.square(output.astype(jnp.float32) - wanted), axis=(1, 2, 3)

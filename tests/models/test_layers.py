@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from cc_jax.core import tree
-from cc_jax.models import layers, residual, unet, unet_blocks
+from cc_jax.models import layers, recompute, residual, unet, unet_blocks
 
 KINDS = {"dtype": jnp.float32}
 
@@ -110,6 +110,21 @@ def test_recomputed_functions_have_the_same_gradients():
     strict=True,
   ):
     parity.check(a.astype(float), b.astype(float), parity.LAYER)
+
+
+def test_functions_are_recomputed_only_where_maps_have_16_bits():
+  found = []
+
+  def kept(x):
+    _, backward = jax.vjp(recompute.recomputed(jnp.sin), x)
+    found.append(str(jax.make_jaxpr(backward)(x)).count("cos"))
+
+  x = jnp.ones(3, jnp.bfloat16)
+  kept(x)
+  kept(x.astype(jnp.float32))
+  with recompute.recomputing(False):
+    kept(x)
+  assert found == [1, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
