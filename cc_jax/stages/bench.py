@@ -144,7 +144,9 @@ def measure_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
     given = trained(config)
     init, update = steps.make(config, given.task)
     key = jax.random.key(config.seed)
-    shapes = sharding.with_layouts(jax.eval_shape(init, key), mesh)
+    shapes = sharding.with_layouts(
+      jax.eval_shape(init, key), mesh, options.spread
+    )
     layouts = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     state = jax.jit(init, out_shardings=layouts)(key)
     loss = jax.device_put(

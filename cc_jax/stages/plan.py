@@ -130,7 +130,8 @@ def compile_step(
   started = time.perf_counter()
   with jax.set_mesh(mesh):
     update, state, loss, batch = abstract(config)
-    state, loss = (sharding.with_layouts(x, mesh) for x in (state, loss))
+    state = sharding.with_layouts(state, mesh, config.train.spread)
+    loss = sharding.with_layouts(loss, mesh)
     layout = sharding.batch_layout(mesh)
     batch = jax.tree.map(lambda leaf: leaf.update(sharding=layout), batch)
     traced = steps.trace_update(update, state, loss, batch)
@@ -310,7 +311,12 @@ def search(
   first = max(config.train.batch_size // ways, 1)
   with jax.set_mesh(mesh):
     _, state, loss, _ = abstract(config)
-  fixed = estimate.on_device(sharding.with_layouts((state, loss), mesh))
+  fixed = estimate.on_device(
+    (
+      sharding.with_layouts(state, mesh, config.train.spread),
+      sharding.with_layouts(loss, mesh),
+    )
+  )
   # Each that fits is larger than those before, so that the last one is saved.
   best, tries = estimate.largest(fits, first, usable, fixed)
   tried = [

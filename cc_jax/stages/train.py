@@ -51,7 +51,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
     draw = preview.make(config) if options.preview_every else None
 
     key = jax.random.key(config.seed)
-    shapes = sharding.with_layouts(jax.eval_shape(init, key), mesh)
+    shapes = sharding.with_layouts(
+      jax.eval_shape(init, key), mesh, config.train.spread
+    )
     layouts = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     # In this order: resume, else import, else initialise.
     first, place = 0, None

@@ -16,6 +16,9 @@ from cc_jax.core import optim, programs, sharding
 from cc_jax.models import layers
 from cc_jax.tasks import task as tasks
 
+# Types of the mean of the gradients. That of their squares is float32.
+MOMENTS = ("float32", "bfloat16")
+
 
 class State(NamedTuple):
   """All that training changes.
@@ -48,9 +51,14 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
   with the step's number folded in, so nothing random is stored.
 
   Raises:
-    ValueError: a learning rate, schedule or decay that cannot be.
+    ValueError: a learning rate, schedule, decay or type that cannot be.
   """
   options = config.train
+  if options.moments not in MOMENTS:
+    raise ValueError(
+      f"unknown train.moments {options.moments!r}; expected one of "
+      + ", ".join(MOMENTS)
+    )
   lr = options.lr
   if options.lr_batch:
     # PixArt-alpha's `auto_lr`: after arXiv 1404.5997, §3.2.
@@ -64,6 +72,7 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
     weight_decay=options.weight_decay,
     decay=options.decay,
     clip=options.clip or None,
+    mu_dtype=options.moments,
   )
 
   def init(key):
@@ -77,8 +86,11 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
     gradient = optim.value_and_grad(loss, options.accumulate)
     (value, metrics), grads = gradient(state.params, batch, key)
     with jax.named_scope("optimizer"):
-      changes, opt = optimizer.update(grads, state.opt, state.params)
-      params = optax.apply_updates(state.params, changes)
+      params = state.params
+      if options.spread:
+        grads, params = sharding.spread(grads), sharding.spread(params)
+      changes, opt = optimizer.update(grads, state.opt, params)
+      params = optax.apply_updates(params, changes)
       if task.after is not None:
         params, metrics = task.after(state.params, params, metrics)
       ema = optim.ema_update(
