@@ -216,12 +216,45 @@ def get_config(arg: str = "") -> ConfigDict:
   config.evaluate.split = "validation"
   config.evaluate.batch_size = 64
   config.evaluate.images = "{workdir}/catalogue"  # Real ones, with titles.
+  config.evaluate.validation_loss = True  # Needs latents and a checkpoint.
+  # Prompts of which images are made and measured; "" for none. coco30k, parti,
+  # a file, a folder: data/prompt_sets.py.
+  config.evaluate.prompts = ""
+  config.evaluate.count = 0  # The first so many of them; 0 for all.
+  # "": train.checkpoints; or the work folder of a run, an exported folder,
+  # "diffusers:NAME" for a baseline.
+  config.evaluate.model = ""
+  config.evaluate.guidance = ()  # (1.0, 2.0): a sweep; (): sample.guidance.
+  config.evaluate.folder = "{workdir}/evaluation"  # Images, table and curve.
+  config.evaluate.layout = ""  # geneval, hpsv2, dpg, compbench: a copy for it.
+  config.evaluate.each = 1  # Images a prompt, for these.
+  # Real images: a set as prompts is, or an .npz with mu and sigma; "" for those
+  # of the prompts' set, if it has any.
+  config.evaluate.real = ""
+  config.evaluate.cache = "{workdir}/features"  # Of real and generated images.
+  # Networks by name, "" or () for none.
+  config.evaluate.inception = "inception-fid"
+  config.evaluate.resize = ("clean",)  # legacy_tensorflow, legacy_pytorch.
+  config.evaluate.blur = (0.0,)  # FID-k: (0.0, 1.0, 2.0, 4.0, 8.0).
+  config.evaluate.clip_fid = "clip-vit-b32"
+  config.evaluate.clip_score = ("clip-vit-b16",)
+  config.evaluate.cmmd = "clip-vit-l14-336"
+  # What a model learned from, to look for copies: a folder of the catalogue.
+  config.evaluate.training = ""
+  config.evaluate.training_split = "train"
+  config.evaluate.nearest = 24  # Of the images most like it, how many are kept.
+  config.evaluate.copy_bits = 36  # Of 256, in which copies differ at most.
+  config.evaluate.timesteps = (100, 300, 500, 700, 900)  # Of validation_loss.
+  config.evaluate.draws = 1000  # Of the bootstrap.
+  config.evaluate.kid_subsets = 100
+  config.evaluate.kid_size = 1000
   config.evaluate.recognise = ConfigDict()
   config.evaluate.recognise.each = 0  # Images a title; 0 for none.
   config.evaluate.recognise.templates = ("a photo of {title}",)
   config.evaluate.recognise.side = 8  # Pixels a side that are compared.
 
   config.report = ConfigDict()
+  config.report.kind = "dataset"  # Or "run", "pairwise".
   config.report.images = "{workdir}/catalogue"
   config.report.captions = ""  # A side folder of captions, or none.
   config.report.duplicates = "{workdir}/duplicates.jsonl"  # Where there is one.
@@ -229,6 +262,19 @@ def get_config(arg: str = "") -> ConfigDict:
   config.report.records = 20_000  # That are measured, drawn at random.
   config.report.gallery = 200  # Of these, how many are shown.
   config.report.thumbnail = 240  # Their longer side, in pixels.
+
+  config.report.price = 0.0  # US dollars an hour and chip; 0: the table's.
+  config.report.watts = 0.0  # Of a chip; 0: not known, and no energy is told.
+  # Two folders of images that `cc-jax evaluate` made of evaluate.prompts.
+  config.report.pairwise = ("", "")
+  config.report.names = ("", "")  # Of the two models; "" for their folders.
+  config.report.pairs = 200  # That a voter sees; 0 for all.
+  config.report.key = "{workdir}/pairwise.key.json"  # Not for voters.
+
+  config.votes = ConfigDict()
+  config.votes.key = "{workdir}/pairwise.key.json"
+  config.votes.files = ("{workdir}/votes",)  # Files, or folders of them.
+  config.votes.result = "{workdir}/votes.json"
 
   config.bench = ConfigDict()
   config.bench.loader_seconds = 3.0  # 0 leaves the loader out.

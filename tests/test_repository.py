@@ -30,6 +30,7 @@ ELSEWHERE = {
   "core/spelling": "tests/core/test_convert.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
   "data/tally": "tests/data/test_passes.py",
+  "data/generated": "tests/pipelines/test_comparison.py",
   "data/latents": "tests/tasks/test_padded.py",
   "data/ledger": "tests/data/test_passes.py",
   "data/page": "tests/stages/test_report.py",
@@ -38,6 +39,8 @@ ELSEWHERE = {
   "data/sources_files": "tests/data/test_sources.py",
   "models/attention": "tests/models/test_layers.py",
   "models/autoencoder_blocks": "tests/models/test_vqgan.py",
+  "pipelines/evaluation_tables": "tests/pipelines/test_comparison.py",
+  "pipelines/image_features": "tests/pipelines/test_comparison.py",
   "pipelines/reference": "tests/stages/test_bench.py",
   "models/residual": "tests/models/test_layers.py",
   "models/llama": "tests/models/test_lm.py",
@@ -46,9 +49,15 @@ ELSEWHERE = {
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",
   "stages/remove": "tests/data/test_removal.py",
   "stages/subset": "tests/data/test_subset.py",
+  "stages/votes": "tests/pipelines/test_pairwise.py",
 }
 # Groups of a config that base.py does not have, and the stage that reads them.
-GROUPS = {"quickstart": "cc_jax/quickstart.py"}
+GROUPS = {
+  "quickstart": "cc_jax/quickstart.py",
+  # The same as two of its fields.
+  "checkpoint": "cc_jax/stages/evaluate.py",
+  "prompts": "cc_jax/stages/evaluate.py",
+}
 LETTERS = set("btsdfnkvlhwcpe")
 
 

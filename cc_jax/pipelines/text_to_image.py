@@ -239,6 +239,7 @@ def generate(
   guidance: float = 3.0,
   rescale: float = 0.0,
   batch_size: int = 16,
+  indices: Int[np.ndarray, "N"] | None = None,
   xt: Float[Any, "N H W C"] | None = None,
   progress: Callable[[int], Any] = lambda count: None,
 ) -> Float[np.ndarray, "N Y X 3"]:
@@ -257,6 +258,7 @@ def generate(
     guidance: how far beyond the caption's prediction to go; 1 for none.
     rescale: see `samplers.guided`.
     batch_size: images at once.
+    indices: the number i of each image, where they are a part of more.
     xt: the noise to start from, instead of the seed's.
     progress: called with the number of images made.
 
@@ -281,7 +283,7 @@ def generate(
     rows = np.arange(start, start + batch_size)
     taken = np.minimum(rows, len(prompts) - 1)
     if xt is None:
-      begin = noise(key, taken, shape)
+      begin = noise(key, taken if indices is None else indices[taken], shape)
     else:
       begin = jnp.asarray(xt)[taken]
     images = run(

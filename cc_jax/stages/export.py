@@ -22,11 +22,19 @@ import numpy as np
 from cc_jax.core import checkpoint, files, log, tree, versions
 from cc_jax.data import aligned, shards
 from cc_jax.models import hub, kinds
-from cc_jax.pipelines import card, encoder, folders, preview, text_to_image
+from cc_jax.pipelines import (
+  card,
+  encoder,
+  folders,
+  preview,
+  run_report,
+  text_to_image,
+)
 
 # Largest difference from diffusers' image, in [0, 1]: half a grey level.
 TOLERANCE = 2e-3
 
+REPORT = "report.html"
 CODE = """\
 ```python
 import diffusers
@@ -92,6 +100,16 @@ def pipeline(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
   """
   sample = config.sample
   model = text_to_image.make(config, part=config.export.part)
+  report = ""
+  if run_report.is_noted(workdir):
+    files.write_atomic(
+      f"{config.export.folder}/{REPORT}", run_report.write(config, workdir)
+    )
+    report = (
+      f"\n\n[{REPORT}]({REPORT}) has the curves of the training, samples, all "
+      "metrics with their intervals, the data by licence, the cost and the "
+      "commands."
+    )
   readme = card.write(
     config,
     workdir,
@@ -101,7 +119,8 @@ def pipeline(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
     + CODE.format(
       type=folders.LAYOUTS[model.design.family].pipeline,
       call=SAMPLE.format(steps=sample.steps, guidance=sample.guidance),
-    ),
+    )
+    + report,
     tag="text-to-image",
   )
   return folders.write(

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cc-jax report: one HTML page of a dataset folder, to be opened anywhere."""
+"""cc-jax report: one HTML page, of a dataset, a run or pairs to vote on.
+
+To be opened anywhere: a page asks for nothing that is not in it.
+"""
 
 import bisect
 import collections
@@ -14,7 +17,15 @@ import numpy as np
 from PIL import Image
 
 from cc_jax.core import files, log, versions
-from cc_jax.data import aligned, images, licences, page, shards
+from cc_jax.data import (
+  aligned,
+  images,
+  licences,
+  page,
+  prompt_sets,
+  shards,
+)
+from cc_jax.pipelines import pairwise, run_report
 
 _NEEDED = ("author", "height", "licence", "licence_url", "page_url", "title")
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
@@ -49,8 +60,26 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> str:
   """Writes `config.report.page` and returns its path.
 
   Raises:
+    ValueError: a kind that there is not, or what it would show is not there.
+  """
+  options = config.report
+  kinds = {"dataset": dataset_page, "run": run_page, "pairwise": voting_page}
+  if options.kind not in kinds:
+    raise ValueError(
+      f"report.kind={options.kind!r}; expected {', '.join(kinds)}"
+    )
+  kinds[options.kind](config, workdir)
+  versions.record(workdir, "report", config)
+  return options.page
+
+
+def dataset_page(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Numbers, charts and pictures of a folder of images.
+
+  Raises:
     ValueError: no such dataset, or captions that are not beside it.
   """
+  del workdir
   options = config.report
   dataset = shards.open(options.images)
   absent = [n for n in _NEEDED if n not in {f.name for f in dataset.fields}]
@@ -67,11 +96,54 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> str:
   seen = sample(datasets, options, config.seed)
   if log.is_first():
     files.write_atomic(options.page, write(datasets, seen, options))
-  versions.record(workdir, "report", config)
   log.announce(
     "report", f"{len(seen.pictures)} pictures shown -> {options.page}"
   )
-  return options.page
+
+
+def run_page(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Curves, samples, metrics, data, cost and commands of a training.
+
+  Raises:
+    ValueError: nothing was trained in the work folder.
+  """
+  if log.is_first():
+    files.write_atomic(config.report.page, run_report.write(config, workdir))
+  log.announce("report", f"the run of {workdir} -> {config.report.page}")
+
+
+def voting_page(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Pairs of pictures to vote on, and the key to whose they are.
+
+  Raises:
+    ValueError: folders that are not of the same prompts.
+  """
+  del workdir
+  options = config.report
+  if len(options.pairwise) != 2 or not all(options.pairwise):
+    raise ValueError(
+      f"report.pairwise={options.pairwise}; expected two folders of images "
+      "that `cc-jax evaluate` made, ('A/guidance-3', 'B/guidance-3')"
+    )
+  prompts = prompt_sets.prompts(
+    prompt_sets.open(config.evaluate.prompts, config.evaluate.split)
+  )
+  text, key = pairwise.page(
+    tuple(options.pairwise),
+    prompts,
+    pairs=options.pairs,
+    seed=config.seed,
+    names=tuple(options.names),
+    each=config.evaluate.each,
+  )
+  if log.is_first():
+    files.write_json(options.key, key)
+    files.write_atomic(options.page, text)
+  log.announce(
+    "report",
+    f"{len(key['pairs']):,} pairs -> {options.page}; the key, which is not for "
+    f"voters -> {options.key}",
+  )
 
 
 def sample(
@@ -198,8 +270,10 @@ def write(
     f"cc-jax {dataset.provenance.get('stage', '(unknown)')}.",
     numbers=numbers,
     sections=sections,
-    pictures=seen.pictures,
-    sample=f"{len(seen.pictures):,} of {total:,} images, drawn at random.",
+    shown=page.gallery(
+      seen.pictures,
+      f"{len(seen.pictures):,} of {total:,} images, drawn at random.",
+    ),
     footer="Made by cc-jax report. Sizes and captions are of "
     f"{whole} of the images; licences and reasons are of all. "
     f"Git revision {code[0].get('revision') or 'unknown'}.",

@@ -104,7 +104,9 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
       )
     if names.zero_empty:
       conditions = families.zero(family, conditions, dropped)
-    t = schedules.sample_t(keys[2], len(x0), schedule, options.stratified)
+    t = batch.get("timestep")
+    if t is None:
+      t = schedules.sample_t(keys[2], len(x0), schedule, options.stratified)
     eps = schedules.offset_noise(keys[3], x0.shape, options.offset_noise)
     xt = schedules.add_noise(schedule, x0, eps, t)
     output = families.predict(family, networks, xt, t, conditions)
