@@ -97,7 +97,15 @@ def write(config: ml_collections.ConfigDict, workdir: str) -> str:
     numbers=totals,
     sections=[one for one in sections if one],
     footer="Made by cc-jax report --config.report.kind=run.",
-    provenance=files.to_json(card.shown(noted, workdir)),
+    provenance=files.to_json(
+      card.shown(
+        {
+          stage: {**one, "command": public(one.get("command", ""), workdir)}
+          for stage, one in noted.items()
+        },
+        workdir,
+      )
+    ),
     source="config.json",
   )
 
@@ -230,7 +238,9 @@ def _cell(value: Any) -> str:
     return numbers.text(value) if "value" in value else json.dumps(value)
   if isinstance(value, float):
     return f"{value:.4g}"
-  return "" if value is None else f"{value:,}"
+  if isinstance(value, int):
+    return f"{value:,}"
+  return "" if value is None else str(value)
 
 
 def memorised(found: Mapping[str, Any], folder: str) -> str:
@@ -372,10 +382,15 @@ def _duration(seconds: float | int) -> str:
   return f"{seconds / 3600:.1f} h"
 
 
+def public(command: str, workdir: str) -> str:
+  """A command without what is private in its paths."""
+  return PRIVATE.sub(r"\1", command.replace(workdir, "{workdir}"))
+
+
 def commands(noted: Mapping[str, Any], workdir: str) -> str:
   """The commands that made all of it, as they were typed."""
   lines = dict.fromkeys(
-    PRIVATE.sub(r"\1", one["command"].replace(workdir, "{workdir}"))
+    public(one["command"], workdir)
     for one in noted.values()
     if one.get("command")
   )

@@ -7,6 +7,7 @@ import theirs
 import tiny
 import toys
 
+from cc_jax.core import config as configs
 from cc_jax.pipelines import folders, image_makers, text_to_image
 
 PROMPTS = ["a photo of red", "a photo of green", "a hat"]
@@ -68,6 +69,17 @@ def test_what_is_no_pipeline_is_refused(shared, tmp_path):
   (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
   with pytest.raises(ValueError, match="is a FluxPipeline; expected one of St"):
     image_makers.open(made, str(tmp_path))
+
+
+def test_the_protocol_has_two_fields_under_short_names():
+  made = configs.load("configs/evaluate.py")
+  configs.override(made, "config.checkpoint", "{workdir}/../sd2")
+  configs.override(made, "config.prompts", "parti")
+  configs.resolve(made, "runs/x")
+  found = made.lock().to_dict()
+  assert found["evaluate"]["model"] == found["checkpoint"] == "runs/sd2"
+  assert found["evaluate"]["prompts"] == "parti"
+  assert len(found["evaluate"]["guidance"]) == 9
 
 
 def test_batches_are_cut_from_all_images():
