@@ -106,6 +106,18 @@ def command(*words, cwd, **environment):
   return done.returncode, done.stdout, done.stderr
 
 
+def test_the_package_runs_as_the_command_does(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-m", "cc_jax", "paint"],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 2
+  assert "unknown stage 'paint'" in done.stderr
+
+
 def test_help_is_quick_and_lists_the_stages(tmp_path):
   # Without jax: an import of it would fail here.
   (tmp_path / "jax.py").write_text("raise SystemExit('jax was imported')")

@@ -26,6 +26,7 @@ SUPPRESSION = re.compile(
 MACHINE = re.compile("[\"' =]/(wo" + "rk|ho" + "me|Us" + "ers|ro" + "ot)/")
 # Modules without a test file of their own, and what tests them.
 ELSEWHERE = {
+  "__main__": "tests/test_cli.py",
   "core/legacy": "tests/core/test_convert.py, and models/test_published.py",
   "core/spelling": "tests/core/test_convert.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",

@@ -328,7 +328,9 @@ def shown(value: Any, workdir: str) -> Any:
 
 def _source(one: Any) -> str:
   if isinstance(one, Mapping):
-    return one.get("folder") or json.dumps(one)
+    # Files have no place in a card, but the hash of what was in them.
+    named = (f"{name} {str(value)[:12]}" for name, value in one.items())
+    return one.get("folder") or ", ".join(named)
   return str(one)
 
 

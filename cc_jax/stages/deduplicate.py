@@ -213,7 +213,7 @@ def _without(piece: passes.Piece, copies: dict[tuple[str, int], Any]) -> Any:
         yield example
         continue
       exact = copy["key"] == copy["kept"]
-      how = "the same bytes" if exact else f"{copy['distance']} bits"
+      how = "the same bytes" if exact else f"{copy['distance']} of 256 bits"
       detail = f"a copy of {copy['kept']}: {how}"
       yield passes.Reject("duplicate", copy["key"], detail)
 

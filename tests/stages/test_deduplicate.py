@@ -123,7 +123,7 @@ def test_a_reject_names_what_was_kept_and_how_near_it_is(work, straight):
   again = f"a copy of {keys['c.png']}: the same bytes"
   assert details[keys["c_again.png"], "train"] == again
   flip = details[keys["c_flip.png"], "validation"]
-  assert flip == f"a copy of {keys['c.png']}: 0 bits"
+  assert flip == f"a copy of {keys['c.png']}: 0 of 256 bits"
   assert details[keys["a.png"], "train"].startswith(
     f"a copy of {keys['a.jpg']}"
   )
