@@ -84,8 +84,8 @@ def write(config: ml_collections.ConfigDict, workdir: str) -> str:
       page.paragraph(
         "Time is from the first to the last line of metrics.jsonl, pauses of "
         "more than ten minutes between lines left out. A price is on demand, "
-        "of core/hardware.py or report.price; energy is the chips' alone, at "
-        "report.watts each."
+        "of core/hardware.py or report.price; energy is that of the chips "
+        "alone, or of whole machines without any, at report.watts each."
       ),
     ),
     commands(noted, workdir),
@@ -346,25 +346,28 @@ def cost(
   rows.append(
     (
       "devices",
-      f"{devices['count']} {devices['kind']}, {devices['hosts']} hosts",
+      f"{devices['count']} {devices['kind']}, hosts: {devices['hosts']}",
     )
   )
   chip = hardware.KINDS.get(devices["kind"], hardware.Hardware("unknown"))
-  chips = devices["count"] / chip.devices
-  hours = chips * seconds / 3600
-  rows.append(("chip-hours", f"{hours:.4g}"))
+  # A machine without accelerators shows as many devices as it is told to.
+  unit, units = "chip", devices["count"] / chip.devices
+  if devices["kind"] == "cpu":
+    unit, units = "machine", devices["hosts"]
+  hours = units * seconds / 3600
+  rows.append((f"{unit}-hours", f"{hours:.4g}"))
   speeds = [one["images_per_second"] for one in lines if _speed(one)]
   if speeds:
     rows.append(("images a second", f"{float(np.median(speeds)):.4g}"))
   price = config.report.price or chip.price
   rows.append(
-    ("cost", f"${hours * price:,.2f} at ${price:.2f} an hour and chip")
+    ("cost", f"${hours * price:,.2f} at ${price:.2f} an hour and {unit}")
     if price
     else ("cost", "no price known; set report.price")
   )
   watts = config.report.watts
   rows.append(
-    ("energy", f"{hours * watts / 1000:.4g} kWh at {watts:g} W a chip")
+    ("energy", f"{hours * watts / 1000:.4g} kWh at {watts:g} W a {unit}")
     if watts
     else ("energy", "no power known; set report.watts")
   )

@@ -137,7 +137,7 @@ def test_cost_and_energy_are_of_the_time_that_it_ran(text):
   words = plain(text)
   # 38 steps of 90 s; what lies between steps 20 and 21 was no training.
   assert "time 57.0 min" in words
-  assert "devices 8 TPU v4, 2 hosts" in words
+  assert "devices 8 TPU v4, hosts: 2" in words
   assert "chip-hours 7.6" in words
   assert "cost $24.47 at $3.22 an hour and chip" in words
   assert "energy 1.52 kWh at 200 W a chip" in words
