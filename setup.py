@@ -14,7 +14,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["cc_jax", "cc_jax.*"]),
-  package_data={"cc_jax.data": ["page.html", "page.js"]},
+  package_data={"cc_jax.data": ["*.html", "*.js"]},
   entry_points={"console_scripts": ["cc-jax = cc_jax.cli:main"]},
   install_requires=[
     "jax>=0.10.2",

@@ -17,7 +17,7 @@ import traceback
 import ml_collections
 
 from cc_jax.core import config as configs
-from cc_jax.core import errors
+from cc_jax.core import errors, versions
 
 # The table of stages: module, then what it does.
 STAGES = {
@@ -32,7 +32,8 @@ STAGES = {
   "sample": ("cc_jax.stages.sample", "prompts to images"),
   "evaluate": ("cc_jax.stages.evaluate", "how good a checkpoint is"),
   "export": ("cc_jax.stages.export", "a checkpoint to a diffusers folder"),
-  "report": ("cc_jax.stages.report", "one HTML page of a dataset"),
+  "report": ("cc_jax.stages.report", "a page: a dataset, a run, or votes"),
+  "votes": ("cc_jax.stages.votes", "which of two models people prefer"),
   "plan": ("cc_jax.stages.plan", "what a run takes on a TPU slice"),
   "bench": ("cc_jax.stages.bench", "speed of the loader and the train step"),
 }
@@ -241,6 +242,7 @@ def _run(argv: Sequence[str] | None) -> int:
   try:
     stage, config, workdir, hosts = arguments(argv)
     start(config, hosts)
+    versions.COMMAND[:] = argv
     run: Callable = importlib.import_module(STAGES[stage][0]).main
     run(config, workdir)
   except (ValueError, OSError, FloatingPointError) as error:

@@ -114,7 +114,7 @@ def of_part(
 
 
 def curve(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Recognised digits over steps of several parts: curve.json and curve.png.
+  """Recognised digits over steps of several parts: curve.json and curve.svg.
 
   Of each checkpoint that is there, with the averaged weights.
   """
@@ -129,10 +129,16 @@ def curve(config: ml_collections.ConfigDict, workdir: str) -> None:
       series[name].append((step, found["recognised"]))
       log.announce("curve", f"{part}, step {step}: {found['recognised']:.1%}")
   files.write_json(f"{workdir}/curve.json", series)
-  picture = charts.lines(
-    series, title=config.quickstart.curve_title, across="steps"
+  drawn = charts.chart(
+    config.quickstart.curve_title,
+    {
+      name: [charts.Point(*pair) for pair in line]
+      for name, line in series.items()
+    },
+    x="steps",
+    y="share of digits recognised",
   )
-  files.write_atomic(f"{workdir}/curve.png", grids.encode_png(picture))
+  files.write_atomic(f"{workdir}/curve.svg", charts.alone(drawn))
 
 
 def write_source(folder: str) -> None:
@@ -201,4 +207,4 @@ does the same with photographs, your own if you like (see README.md)."""
 
 CURVE = """
 
-curve.png, beside them: what the first stage is worth to the second."""
+curve.svg, beside them: what the first stage is worth to the second."""

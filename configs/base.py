@@ -140,8 +140,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # folder, or a group of fields. Rows and folders bring their weights.
   config.model = ConfigDict(type_safe=False)  # A group may be a name.
   config.model.unet = "SD2"
-  # PixArt's, in place of a U-Net; DiT's, with model.text="".
-  config.model.transformer = ""
+  config.model.transformer = ""  # In place of it: PixArt, or DiT with text="".
   config.model.text = "sd2/text"
   config.model.text_2 = ""  # SDXL's second tower.
   config.model.vae = "sd2/vae"
@@ -173,8 +172,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.train.folders = ("{workdir}/latents",)  # Aligned dataset folders.
   config.train.split = "train"
   config.train.checkpoints = "{workdir}/checkpoints"
-  # An exported folder to start from; PixArt may start from a DiT's.
-  config.train.init = ""
+  config.train.init = ""  # An exported folder; PixArt's may be a DiT.
   config.train.steps = 550_000
   config.train.batch_size = 2048
   config.train.accumulate = 1
@@ -293,15 +291,45 @@ def get_config(arg: str = "") -> ConfigDict:
   config.evaluate.split = "validation"
   config.evaluate.batch_size = 64
   config.evaluate.images = "{workdir}/catalogue"  # Real ones, with titles.
+  config.evaluate.validation_loss = True  # Needs latents and a checkpoint.
+  # Prompts of which images are made and measured; "" for none. coco30k, parti,
+  # a file, a folder: data/prompt_sets.py.
+  config.evaluate.prompts = ""
+  config.evaluate.count = 0  # The first so many of them; 0 for all.
+  # "": train.checkpoints; or the work folder of a run, an exported folder,
+  # "diffusers:NAME" for a baseline.
+  config.evaluate.model = ""
+  config.evaluate.guidance = ()  # (1.0, 2.0): a sweep; (): sample.guidance.
+  config.evaluate.folder = "{workdir}/evaluation"  # Images, table and curve.
+  config.evaluate.layout = ""  # geneval, hpsv2, dpg, compbench: a copy for it.
+  config.evaluate.each = 1  # Images a prompt, for these.
+  # Real images: a set as prompts is, or an .npz with mu and sigma; "" for those
+  # of the prompts' set, if it has any.
+  config.evaluate.real = ""
+  config.evaluate.cache = "{workdir}/features"  # Of real and generated images.
+  # Networks by name, "" or () for none.
+  config.evaluate.inception = "inception-fid"
+  config.evaluate.resize = ("clean",)  # legacy_tensorflow, legacy_pytorch.
+  config.evaluate.blur = (0.0,)  # FID-k: (0.0, 1.0, 2.0, 4.0, 8.0).
+  config.evaluate.clip_fid = "clip-vit-b32"
+  config.evaluate.clip_score = ("clip-vit-b16",)
+  config.evaluate.cmmd = "clip-vit-l14-336"
+  config.evaluate.training = ""  # A catalogue that copies are looked for in.
+  config.evaluate.training_split = "train"
+  config.evaluate.nearest = 24  # Of the images most like it, how many are kept.
+  config.evaluate.copy_bits = 36  # Of 256, in which copies differ at most.
+  config.evaluate.timesteps = (100, 300, 500, 700, 900)  # Of validation_loss.
+  config.evaluate.draws = 1000  # Of the bootstrap.
+  config.evaluate.kid_subsets = 100
+  config.evaluate.kid_size = 1000
   config.evaluate.recognise = ConfigDict()
   config.evaluate.recognise.each = 0  # Images a title; 0 for none.
   config.evaluate.recognise.templates = ("a photo of {title}",)
   config.evaluate.recognise.side = 8  # Pixels a side that are compared.
-  # CLIP-GEN: what else is measured, ("gap=shift,candidates=8",): fields of
-  # config.sample.
-  config.evaluate.recognise.also = ()
+  config.evaluate.recognise.also = ()  # config.sample's: ("gap=shift,size=8",).
 
   config.report = ConfigDict()
+  config.report.kind = "dataset"  # Or "run", "pairwise".
   config.report.images = "{workdir}/catalogue"
   config.report.captions = ""  # A side folder of captions, or none.
   config.report.duplicates = "{workdir}/duplicates.jsonl"  # Where there is one.
@@ -313,6 +341,18 @@ def get_config(arg: str = "") -> ConfigDict:
   config.report.records = 20_000  # That are measured, drawn at random.
   config.report.gallery = 200  # Of these, how many are shown.
   config.report.thumbnail = 240  # Their longer side, in pixels.
+  config.report.price = 0.0  # US dollars an hour and chip; 0: the table's.
+  config.report.watts = 0.0  # Of a chip; 0: not known, and no energy is told.
+  # Two folders of images that `cc-jax evaluate` made of evaluate.prompts.
+  config.report.pairwise = ("", "")
+  config.report.names = ("", "")  # Of the two models; "" for their folders.
+  config.report.pairs = 200  # That a voter sees; 0 for all.
+  config.report.key = "{workdir}/pairwise.key.json"  # Not for voters.
+
+  config.votes = ConfigDict()
+  config.votes.key = "{workdir}/pairwise.key.json"
+  config.votes.files = ("{workdir}/votes",)  # Files, or folders of them.
+  config.votes.result = "{workdir}/votes.json"
 
   config.bench = ConfigDict()
   config.bench.loader_seconds = 3.0  # 0 leaves the loader out.
@@ -340,11 +380,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.bench.caption.dtype = "float32"
   config.bench.prior = ConfigDict()  # CLIP-GEN's, random weights.
   config.bench.prior.batch_size = 0  # 0 leaves it out.
-  config.bench.prior.vocabulary = 1024
-  config.bench.prior.width = 256
-  config.bench.prior.depth = 6
-  config.bench.prior.heads = 4
-  config.bench.prior.positions = 256
+  config.bench.prior.update(dict(vocabulary=1024, positions=256))
+  config.bench.prior.update(dict(width=256, depth=6, heads=4))
   config.bench.result = "{workdir}/bench.json"
 
   config.export = ConfigDict()

@@ -73,12 +73,7 @@ def get_config(arg: str = "unet") -> ConfigDict:
 
 def autoencoder(config: ConfigDict) -> ConfigDict:
   config.model.vae = ConfigDict(
-    dict(
-      channels=(32, 64),
-      layers_per_block=1,
-      groups=8,
-      mid_attention=False,
-    )
+    dict(channels=(32, 64), layers_per_block=1, groups=8, mid_attention=False)
   )
   config.train.task = "autoencoder"
   config.train.folders = ("{workdir}/../catalogue",)

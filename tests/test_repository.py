@@ -33,6 +33,7 @@ ELSEWHERE = {
   "core/spelling": "tests/core/test_convert.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
   "data/tally": "tests/data/test_passes.py",
+  "data/generated": "tests/pipelines/test_comparison.py",
   "data/latents": "tests/tasks/test_padded.py",
   "data/ledger": "tests/data/test_passes.py",
   "data/page": "tests/stages/test_report.py",
@@ -47,12 +48,15 @@ ELSEWHERE = {
   "pipelines/clip_gen": "tests/pipelines/test_clip_to_image.py",
   "pipelines/clip_gen_folder": "tests/pipelines/test_clip_to_image.py",
   "pipelines/embeddings": "tests/pipelines/test_clip_to_image.py",
+  "pipelines/dataset_report": "tests/stages/test_report.py",
   "pipelines/scaling": "tests/pipelines/test_encoder.py",
   "pipelines/batch_shapes": "tests/stages/test_plan.py",
   "pipelines/plan_lines": "tests/stages/test_plan.py",
   "models/winograd": "tests/models/test_convolution.py",
   "pipelines/caption_speed": "tests/stages/test_bench_captions.py",
   "pipelines/network_speed": "tests/stages/test_bench.py",
+  "pipelines/evaluation_tables": "tests/pipelines/test_comparison.py",
+  "pipelines/image_features": "tests/pipelines/test_comparison.py",
   "pipelines/reference": "tests/stages/test_bench.py",
   "pipelines/reference_training": "tests/stages/test_bench_step.py",
   "models/residual": "tests/models/test_layers.py",
@@ -63,9 +67,15 @@ ELSEWHERE = {
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",
   "stages/remove": "tests/data/test_removal.py",
   "stages/subset": "tests/data/test_subset.py",
+  "stages/votes": "tests/pipelines/test_pairwise.py",
 }
 # Groups of a config that base.py does not have, and the stage that reads them.
-GROUPS = {"quickstart": "cc_jax/quickstart.py"}
+GROUPS = {
+  "quickstart": "cc_jax/quickstart.py",
+  # The same as two of its fields.
+  "checkpoint": "cc_jax/stages/evaluate.py",
+  "prompts": "cc_jax/stages/evaluate.py",
+}
 LETTERS = set("btsdfnkvlhwcpe")
 
 

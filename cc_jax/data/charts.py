@@ -1,68 +1,179 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves as a picture, for READMEs and work folders: lines, PNG."""
+"""Charts of points and lines, as SVG: in a page, or a file of their own."""
 
 from collections.abc import Mapping, Sequence
+import html
+import math
+from typing import NamedTuple
 
-from jaxtyping import UInt8
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+_WIDE, _TALL = 520, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 44  # Room around the axes.
+COLOURS = ("#4c6f94", "#b5543a", "#5d8a54", "#8a6aa3", "#a88532", "#3f8d8d")
+STYLE = (
+  "text{font:12px system-ui,sans-serif;fill:#6a675f}"
+  ".axis{stroke:#b9b4a8;fill:none}.grid{stroke:#dedad2;fill:none}"
+)
 
-_COLOURS = ("#1f5fa8", "#c8501e", "#2f7d4f", "#7a4fa3")
-_WIDE, _HIGH = 760, 440  # Pixels of the picture,
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 24, 66, 56  # and of its margins.
+
+Real = float | int
 
 
-def lines(
-  series: Mapping[str, Sequence[tuple[float | int, float]]],
-  *,
+class Point(NamedTuple):
+  """A point, with the bounds between which it may be.
+
+  Attributes:
+    x: place.
+    y: place.
+    label: written beside it; "" for none.
+    xs: bounds of x; None for none.
+    ys: bounds of y; None for none.
+  """
+
+  x: Real
+  y: Real
+  label: str = ""
+  xs: tuple[Real, Real] | None = None
+  ys: tuple[Real, Real] | None = None
+
+
+def ticks(low: Real, high: Real, most: int = 6) -> list[float]:
+  """Round numbers within bounds, `most` of them or fewer.
+
+  >>> ticks(0.3, 2.1)
+  [0.5, 1.0, 1.5, 2.0]
+  """
+  span = high - low
+  if not span:
+    return [low]
+  ten = 10.0 ** math.floor(math.log10(span / most))
+  step = next(s * ten for s in (1, 2, 5, 10, 20) if span / (s * ten) <= most)
+  first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+  digits = max(0, -math.floor(math.log10(step)))
+  return [round(step * i, digits) for i in range(first, last + 1)]
+
+
+def chart(
   title: str,
-  across: str,
-) -> UInt8[np.ndarray, "h w 3"]:
-  """Shares, from 0 to 100 %, over numbers from 0 on.
+  series: Mapping[str, Sequence[Point]],
+  *,
+  x: str,
+  y: str,
+  dots: bool = True,
+) -> str:
+  """An SVG of lines through points, with a legend if there are several.
 
   Args:
-    series: points (number, share) of each line, by its name.
-    title: over the chart.
-    across: what the numbers are.
+    title: for those who do not see it.
+    series: points by name, in order; those not finite are left out.
+    x: the name of the axis.
+    y: likewise.
+    dots: whether points are marked.
 
   Raises:
-    ValueError: no points.
+    ValueError: there is no point.
   """
-  points = [point for line in series.values() for point in line]
-  if not points:
-    raise ValueError("no points to draw")
-  far = max(x for x, _ in points) or 1
-  sheet = Image.new("RGB", (_WIDE, _HIGH), "white")
-  draw = ImageDraw.Draw(sheet)
-  font, small = ImageFont.load_default(16), ImageFont.load_default(13)
-  right, bottom = _WIDE - _RIGHT, _HIGH - _BOTTOM
-
-  def place(x, share):
-    return (
-      _LEFT + x / far * (right - _LEFT),
-      bottom - share * (bottom - _TOP),
+  whole = {
+    name: [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
+    for name, points in series.items()
+  }
+  every = [point for points in whole.values() for point in points]
+  if not every:
+    raise ValueError(f"no point to draw in {title!r}")
+  left, right = _bounds([v for p in every for v in (p.x, *(p.xs or ()))])
+  low, high = _bounds([v for p in every for v in (p.y, *(p.ys or ()))])
+  at_x = lambda v: (
+    _LEFT + (_WIDE - _LEFT - _RIGHT) * (v - left) / (right - left)
+  )
+  at_y = lambda v: (
+    _TALL - _BOTTOM - (_TALL - _TOP - _BOTTOM) * (v - low) / (high - low)
+  )
+  shapes = []
+  for tick in ticks(low, high):
+    shapes.append(_line(_LEFT, at_y(tick), _WIDE - _RIGHT, at_y(tick), "grid"))
+    shapes.append(_text(_LEFT - 8, at_y(tick) + 4, _number(tick), "end"))
+  for tick in ticks(left, right):
+    shapes.append(
+      _line(
+        at_x(tick), _TALL - _BOTTOM, at_x(tick), _TALL - _BOTTOM + 4, "axis"
+      )
     )
+    shapes.append(_text(at_x(tick), _TALL - _BOTTOM + 18, _number(tick)))
+  base = _TALL - _BOTTOM
+  shapes.append(_line(_LEFT, base, _WIDE - _RIGHT, base, "axis"))
+  middle = (_LEFT + _WIDE - _RIGHT) / 2
+  shapes.append(_text(middle, _TALL - 8, x))
+  turn = f' transform="rotate(-90 13 {(_TOP + base) / 2:.0f})"'
+  shapes.append(_text(13, (_TOP + base) / 2, y, more=turn))
+  for place, (name, points) in enumerate(whole.items()):
+    colour = COLOURS[place % len(COLOURS)]
+    joined = " ".join(f"{at_x(p.x):.1f},{at_y(p.y):.1f}" for p in points)
+    shapes.append(
+      f'<polyline points="{joined}" fill="none" stroke="{colour}" '
+      'stroke-width="1.6"/>'
+    )
+    for p in points:
+      ends = []
+      if p.xs:
+        ends.append((at_x(p.xs[0]), at_y(p.y), at_x(p.xs[1]), at_y(p.y)))
+      if p.ys:
+        ends.append((at_x(p.x), at_y(p.ys[0]), at_x(p.x), at_y(p.ys[1])))
+      for one in ends:
+        shapes.append(_line(*one, more=f' style="stroke:{colour}"'))
+      if dots:
+        told = f"{p.label or name}: {_number(p.x)}, {_number(p.y)}"
+        shapes.append(
+          f'<circle cx="{at_x(p.x):.1f}" cy="{at_y(p.y):.1f}" r="3" '
+          f'fill="{colour}"><title>{html.escape(told)}</title></circle>'
+        )
+      if p.label:
+        shapes.append(_text(at_x(p.x) + 7, at_y(p.y) - 6, p.label, "start"))
+    if len(whole) > 1:
+      tall = _TOP + 14 * place + 6
+      shapes.append(
+        f'<text x="{_WIDE - _RIGHT}" y="{tall}" text-anchor="end" '
+        f'style="fill:{colour}">{html.escape(name)}</text>'
+      )
+  return (
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDE} {_TALL}" '
+    f'role="img" aria-label="{html.escape(title)}">{"".join(shapes)}</svg>'
+  )
 
-  draw.text((_LEFT, 14), title, font=font, fill="#222222")
-  for share in (0, 0.25, 0.5, 0.75, 1):
-    y = place(0, share)[1]
-    draw.line((_LEFT, y, right, y), fill="#dddddd")
-    text = f"{share:.0%}"
-    draw.text((_LEFT - 8, y), text, font=small, fill="#555555", anchor="rm")
-  for number in sorted({x for x, _ in points}):
-    x = place(number, 0)[0]
-    draw.line((x, bottom, x, bottom + 5), fill="#999999")
-    text = f"{number:,.0f}"
-    draw.text((x, bottom + 8), text, font=small, fill="#555555", anchor="ma")
-  middle = ((_LEFT + right) / 2, _HIGH - 22)
-  draw.text(middle, across, font=small, fill="#555555", anchor="ma")
-  start = _LEFT
-  for (name, line), colour in zip(series.items(), _COLOURS, strict=False):
-    spots = [place(*point) for point in sorted(line)]
-    draw.line(spots, fill=colour, width=3, joint="curve")
-    for x, y in spots:
-      draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
-    draw.line((start, 48, start + 22, 48), fill=colour, width=3)
-    draw.text((start + 28, 48), name, font=small, fill="#222222", anchor="lm")
-    start += 48 + small.getlength(name)
-  return np.asarray(sheet)
+
+def alone(svg: str) -> str:
+  """A chart as a file of its own."""
+  head, _, rest = svg.partition(">")
+  ground = '<rect width="100%" height="100%" fill="white"/>'
+  return (
+    f'{head} width="{_WIDE}" height="{_TALL}"><style>{STYLE}</style>'
+    f"{ground}{rest}\n"
+  )
+
+
+def _bounds(values: list[Real]) -> tuple[float, float]:
+  """A little more than what values span."""
+  low, high = float(min(values)), float(max(values))
+  room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+  return low - room, high + room
+
+
+def _number(value: Real) -> str:
+  return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def _line(
+  x1: Real, y1: Real, x2: Real, y2: Real, kind: str = "", more: str = ""
+) -> str:
+  named = f' class="{kind}"' if kind else ""
+  return (
+    f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    f"{named}{more}/>"
+  )
+
+
+def _text(
+  x: Real, y: Real, text: str, anchor: str = "middle", more: str = ""
+) -> str:
+  return (
+    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>'
+    f"{html.escape(text)}</text>"
+  )

@@ -281,6 +281,7 @@ def generate(
   rescale: float = 0.0,
   channels: int = 0,
   batch_size: int = 16,
+  indices: Int[np.ndarray, "N"] | None = None,
   xt: Float[Any, "N H W C"] | None = None,
   progress: Callable[[int], Any] = lambda count: None,
 ) -> Float[np.ndarray, "N Y X 3"]:
@@ -302,6 +303,7 @@ def generate(
     rescale: see `samplers.guided`.
     channels: of the latents that are guided, see there; 0 for all.
     batch_size: images at once.
+    indices: the number i of each image, where they are a part of more.
     xt: the noise to start from, instead of the seed's.
     progress: called with the number of images made.
 
@@ -326,7 +328,7 @@ def generate(
     rows = np.arange(start, start + batch_size)
     taken = np.minimum(rows, len(prompts) - 1)
     if xt is None:
-      begin = noise(key, taken, shape)
+      begin = noise(key, taken if indices is None else indices[taken], shape)
     else:
       begin = jnp.asarray(xt)[taken]
     images = run(

@@ -12,13 +12,17 @@ from cc_jax.core import checkpoint, files, log, sharding, versions
 from cc_jax.core import config as configs
 from cc_jax.data import aligned, images, loader, shards
 from cc_jax.metrics import recognition
-from cc_jax.pipelines import clip_gen, clip_to_image, preview, text_to_image
+from cc_jax.pipelines import (
+  clip_gen,
+  clip_to_image,
+  comparison,
+  preview,
+  text_to_image,
+)
 from cc_jax.tasks import task as tasks
 
 
-def main(
-  config: ml_collections.ConfigDict, workdir: str
-) -> Mapping[str, float]:
+def main(config: ml_collections.ConfigDict, workdir: str) -> Mapping[str, Any]:
   """Adds its numbers to `config.evaluate.metrics` and returns them.
 
   Raises:
@@ -26,13 +30,19 @@ def main(
   """
   options = config.evaluate
   found: dict[str, Any] = {}
-  log.announce("evaluate", f"{config.train.checkpoints}")
+  model = options.model or config.train.checkpoints
+  log.announce("evaluate", model)
   with sharding.use_all_devices(options.batch_size):
-    found["validation_loss"] = validation_loss(config)
+    if options.validation_loss:
+      found["validation_loss"] = validation_loss(config)
+      if config.train.task == "latent_diffusion" and options.timesteps:
+        found["validation_mse_at"] = validation_mse(config)
     if options.recognise.each:
       found |= recognise(config)
     if config.train.task in ("contrastive", "prior", "vqgan"):
       found |= numbers(config)
+  if options.prompts:
+    found["evaluation"] = comparison.run(config)
   versions.record(workdir, "evaluate", config)
   if log.is_first():
     earlier = {}
@@ -40,7 +50,8 @@ def main(
       earlier = files.read_json(options.metrics)
     files.write_json(options.metrics, {**earlier, **found})
   for name, value in found.items():
-    log.announce("evaluate", f"{name} = {value:.4g}")
+    if not isinstance(value, Mapping):
+      log.announce("evaluate", f"{name} = {value:.4g}")
   log.announce("evaluate", f"{len(found)} numbers -> {options.metrics}")
   return found
 
@@ -51,6 +62,32 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
   Timesteps and noise come from a fixed key, so that two checkpoints are
   compared on the same work; captions are not dropped.
   """
+  return _held_out(config, [{}])[0][0]
+
+
+def validation_mse(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """The squared error at each of `evaluate.timesteps`, with the same noise.
+
+  Unlike the loss it is the same measure whatever timesteps training draws and
+  however it weighs them.
+
+  Raises:
+    ValueError: a timestep that the schedule does not have.
+  """
+  steps, last = config.evaluate.timesteps, config.model.schedule.steps
+  for step in steps:
+    if not 0 <= step < last:
+      raise ValueError(f"evaluate.timesteps: {step}; expected 0 to {last - 1}")
+  found = _held_out(config, [{"timestep": step} for step in steps])
+  return {
+    f"{step}": mse["mse"] for step, (_, mse) in zip(steps, found, strict=True)
+  }
+
+
+def _held_out(
+  config: ml_collections.ConfigDict, given: list[dict[str, int]]
+) -> list[tuple[float, dict[str, float]]]:
+  """Loss and metrics over the held-out data, once with each of `given`."""
   options = config.evaluate
   config = ml_collections.ConfigDict(config)
   config.latent_diffusion.drop_caption = 0.0
@@ -64,7 +101,7 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
     jax.eval_shape(task.init, jax.random.key(0)),
     None if config.sample.step < 0 else config.sample.step,
   )
-  loss = jax.jit(lambda loss, *args: loss(*args)[0])
+  loss = jax.jit(lambda loss, *args: loss(*args))
   # As stored and once: every host sees all records, the last batch is short.
   batches = loader.batches(
     source,
@@ -74,14 +111,21 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
     repeat=False,
     transform=task.transform,
   )
-  total, start = 0.0, 0
+  totals = [(0.0, dict[str, float]()) for _ in given]
+  start = 0
   for batch in batches:
     rows = len(next(iter(batch.values())))
     key = jax.random.fold_in(jax.random.key(0), start)
-    total += rows * float(loss(task.loss, params, batch, key))
+    for place, more in enumerate(given):
+      fixed = {k: np.full(rows, v, np.int32) for k, v in more.items()}
+      one, metrics = loss(task.loss, params, batch | fixed, key)
+      total, sums = totals[place]
+      for name, value in metrics.items():
+        sums[name] = sums.get(name, 0.0) + rows * float(value) / len(source)
+      totals[place] = total + rows * float(one), sums
     start += rows
   batches.close()
-  return total / len(source)
+  return [(total / len(source), sums) for total, sums in totals]
 
 
 def numbers(config: ml_collections.ConfigDict) -> dict[str, float]:

@@ -27,6 +27,7 @@ from cc_jax.pipelines import (
   clip_gen_folder,
   folders,
   preview,
+  run_report,
   scaling,
   text_to_image,
 )
@@ -35,6 +36,7 @@ from cc_jax.tasks import task as tasks
 # Largest difference from diffusers' image, in [0, 1]: half a grey level.
 TOLERANCE = 2e-3
 
+REPORT = "report.html"
 CODE = """\
 ```python
 import diffusers
@@ -106,6 +108,16 @@ def pipeline(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
   """
   sample = config.sample
   model = text_to_image.make(config, part=config.export.part)
+  report = ""
+  if run_report.is_noted(workdir):
+    files.write_atomic(
+      f"{config.export.folder}/{REPORT}", run_report.write(config, workdir)
+    )
+    report = (
+      f"\n\n[{REPORT}]({REPORT}) has the curves of the training, samples, all "
+      "metrics with their intervals, the data by licence, the cost and the "
+      "commands."
+    )
   readme = card.write(
     config,
     workdir,
@@ -115,7 +127,8 @@ def pipeline(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
     + CODE.format(
       type=folders.LAYOUTS[model.design.family].pipeline,
       call=SAMPLE.format(steps=sample.steps, guidance=sample.guidance),
-    ),
+    )
+    + report,
     tag="text-to-image",
   )
   return folders.write(

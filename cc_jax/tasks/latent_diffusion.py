@@ -105,7 +105,9 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     if names.null_caption == "buffer":
       null = networks[row.denoiser].drop(conditions["context"], dropped)
       conditions = {**conditions, "context": null}
-    t = schedules.sample_t(keys[2], len(x0), schedule, options.stratified)
+    t = batch.get("timestep")
+    if t is None:
+      t = schedules.sample_t(keys[2], len(x0), schedule, options.stratified)
     eps = schedules.offset_noise(keys[3], x0.shape, options.offset_noise)
     places, mask = None, None
     if "token_mask" in batch:
