@@ -7,9 +7,13 @@ A process that has loaded libtpu keeps it, so that tests do not.
 import json
 import sys
 
+import jax
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+import jax.numpy as jnp
 import tiny
 
 from cc_jax.core import config as configs
+from cc_jax.core import flops, hardware, hlo_cost, sharding
 from cc_jax.stages import plan
 
 
@@ -34,8 +38,24 @@ def config(folder, **fields):
   return made.lock()
 
 
+def kernels():
+  """What is found in a program with a custom kernel: B, N = 2, T 256, K 64."""
+  mesh = sharding.make_mesh(
+    devices=hardware.aot_devices(hardware.slice_of("v4-8"))[:1]
+  )
+  mask = splash.MultiHeadMask([splash.FullMask((256, 256))] * 2)
+  run = jax.vmap(splash.make_splash_mha_single_device(mask))
+  shape = jax.ShapeDtypeStruct(
+    (2, 2, 256, 64), jnp.bfloat16, sharding=sharding.replicated(mesh)
+  )
+  traced = jax.jit(run).trace(shape, shape, shape)
+  text = traced.lower().compile().as_text()
+  known = flops.kernels(traced.jaxpr.jaxpr)
+  return [one._asdict() for one in hlo_cost.cost(text, kernels=known).kernels]
+
+
 def main(folder):
-  """Writes plans.json: one that fits, and one on two slices that does not."""
+  """Writes plans.json: one that fits, one on two slices that does not."""
   plans = {
     "fits": config(
       folder,
@@ -51,6 +71,7 @@ def main(folder):
     ),
   }
   found = {name: plan.main(made, folder) for name, made in plans.items()}
+  found["kernels"] = kernels()
   with open(f"{folder}/plans.json", "w") as file:
     json.dump(found, file)
 

@@ -107,6 +107,14 @@ def test_what_does_not_fit_is_told_with_what_would(planned):
   assert "mfu" not in found
 
 
+def test_a_custom_kernel_is_found_with_its_operations(planned):
+  (found,) = planned[1]["kernels"]
+  assert found["flops"] == 4 * 2 * 2 * 256 * 256 * 64
+  arrays = 4 * 2 * 2 * 256 * 64 * 2
+  assert arrays <= found["size"] <= 3 * arrays
+  assert found["name"].startswith("splash_mha_fwd")
+
+
 def test_train_runs_the_program_that_a_plan_has_saved(
   tmp_path_factory, tmp_path
 ):
