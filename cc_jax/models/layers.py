@@ -265,7 +265,7 @@ class MLP(nnx.Module):
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B O"]:
     act = ACTIVATIONS[self.act]
     if self.gate is None:
-      return self.down(act(self.up(x)))
+      return self.down(recompute.recomputed(act)(self.up(x)))
     gated = recompute.recomputed(lambda up, gate: up * act(gate))
     return self.down(gated(self.up(x), self.gate(x)))
 

@@ -33,12 +33,12 @@ def recomputed(f: Callable) -> Callable:
 
   @jax.custom_vjp
   def again(*args):
-    return f(*args)
+    # Written once: XLA would compute it again inside what reads it; inside the
+    # gradients of two convolutions, that took a seventh of SD2's step.
+    return jax.lax.optimization_barrier(f(*args))
 
   def forward(*args):
-    # Written once: XLA computes it again inside the gradient of a kernel, each
-    # time that reads it, which made two convolutions a seventh of SD2's step.
-    return jax.lax.optimization_barrier(f(*args)), args
+    return again(*args), args
 
   def backward(args, cotangent):
     # Without a barrier the compiler would find the forward pass's values.
