@@ -7,10 +7,14 @@ byte for byte what one process makes, and either goes on with what the other
 began. It needs the extra `beam`; launch/constraints-beam.txt has the versions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import importlib.util
+import logging
+from logging import handlers
 import pickle
 import re
+import sys
 
 from cc_jax.core import errors
 from cc_jax.data import passes
@@ -48,7 +52,7 @@ def make(options: Sequence[str]) -> passes.Runner:
 
     made = pipeline_options.PipelineOptions(options)
     try:
-      with beam.Pipeline(options=made) as pipeline:
+      with _held(), beam.Pipeline(options=made) as pipeline:
         _ = (
           pipeline
           # As bytes, since Beam has ideas of its own about named tuples.
@@ -58,11 +62,34 @@ def make(options: Sequence[str]) -> passes.Runner:
           | "Shards" >> beam.Map(_make, one)
         )
     except Exception as error:
-      if said := re.search(_SAID, str(error), re.DOTALL):
-        raise ValueError(said[1]) from None
+      if said := _said(error):
+        raise ValueError(said) from None
       raise
 
   return run
+
+
+def _said(error: Exception) -> str:
+  """What a worker said to a person; "" where it did not."""
+  found = re.search(_SAID, str(error), re.DOTALL)
+  return found[1] if found else ""
+
+
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+  """Shows what is logged when all is done, and not beside one line of ours."""
+  root, shown = logging.getLogger(), logging.StreamHandler()
+  held = handlers.MemoryHandler(1000, flushLevel=sys.maxsize, target=shown)
+  before, root.handlers = root.handlers, [held]
+  try:
+    yield
+  except Exception as error:
+    if _said(error):
+      held.buffer.clear()
+    raise
+  finally:
+    root.handlers = before
+    held.close()
 
 
 def _make(piece: bytes, one: Callable[[passes.Piece], None]) -> None:
