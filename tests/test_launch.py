@@ -190,7 +190,6 @@ def test_keep_outlasts_a_network_that_is_away_but_not_for_ever(tmp_path):
   assert status == 1
   assert "auth tokens" in err
   assert "gcloud does not say how n is" in err
-  # Nobody asked for a second slice meanwhile.
   assert set(verbs(stub_tools.calls(tools))) == {"describe"}
 
 
@@ -384,7 +383,7 @@ def test_plans_stand_beside_the_steps_and_are_made_once(tmp_path):
 
 
 def test_the_recipe_runs_step_by_step_and_stops_at_one_that_fails(tmp_path):
-  rules = [[["export", "sd2.py:512"], [["", "no slice\n", 1]]]]
+  rules = [[["sample"], [["", "no slice\n", 1]]]]
   tools = stub_tools.install(tmp_path, rules, "tpu")
   environment = dict(TPU=str(tools / "tpu"), FLAGS="--spot", NAME="mine")
   words = ["run", "sd2", "v4-128", "gs://b"]
@@ -397,4 +396,5 @@ def test_the_recipe_runs_step_by_step_and_stops_at_one_that_fails(tmp_path):
     call[1:6] == ["keep", "mine", "v4-128", "--spot", "--"] for call in calls
   )
   stages = ["catalogue", "caption", *["encode", "train", "export"] * 2]
+  stages += ["sample"]  # And no slice is deleted.
   assert [call[7] for call in calls] == stages

@@ -21,7 +21,9 @@ def sums(arrays: Mapping[str, Any]) -> dict[str, int]:
   Every process of a run must call this if arrays lie on devices of several.
   """
   there = {k: x for k, x in arrays.items() if isinstance(x, jax.Array)}
-  found = dict(zip(there, _on_devices(list(there.values())), strict=True))
+  # All at once: there may be thousands.
+  made = jax.device_get(_on_devices(list(there.values())))
+  found = dict(zip(there, made, strict=True))
   return {
     name: int(found[name]) if name in found else _here(array)
     for name, array in arrays.items()

@@ -3,10 +3,10 @@
 
 import functools
 import importlib.util
+import inspect
 import math
+import types
 
-import jax
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
@@ -43,7 +43,8 @@ def over_slices(slices, each, monkeypatch, **axes):
     devices[i] for i in np.random.default_rng(0).permutation(len(devices))
   ]
   monkeypatch.setattr(sharding, "Mesh", lambda grid, *rest, **more: grid)
-  return sharding.make_mesh(devices=devices, **axes)
+  # Without the check of types, which these devices would not pass.
+  return inspect.unwrap(sharding.make_mesh)(devices=devices, **axes)
 
 
 @pytest.mark.parametrize(
@@ -90,32 +91,29 @@ def shapes(kind, preset):
   return kinds.structure(kind, kinds.preset(kind, preset))[1]
 
 
+def ways(path, shape, mesh):
+  """Into how many parts an array is split; they must be equal."""
+  spec = inspect.unwrap(sharding.spec)(path, shape, mesh)
+  sizes = [mesh.shape[name] if name else 1 for name in spec]
+  assert all(side % n == 0 for side, n in zip(shape, sizes, strict=True)), path
+  return math.prod(sizes)
+
+
 @pytest.mark.parametrize(("kind", "preset"), PRESETS)
 def test_every_preset_is_split_on_every_mesh(kind, preset):
   leaves = tree.flatten(shapes(kind, preset))
   total = sum(leaf.size for leaf in leaves.values())
   for sizes in MESHES:
-    mesh = AbstractMesh(
-      sizes, sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes)
-    )
-    whole = 0
+    # A layout asks a mesh for nothing but the sizes of its axes.
+    axes = dict(zip(sharding.AXES, sizes, strict=True))
+    mesh, whole = types.SimpleNamespace(shape=axes), 0
     for path, leaf in leaves.items():
-      spec = sharding.spec(path, leaf.shape, mesh)
-      # Raises where an axis does not divide.
-      part = NamedSharding(mesh, spec).shard_shape(leaf.shape)
-      ways = leaf.size // math.prod(part)
-      if ways < sizes[1]:
+      parts = ways(path, leaf.shape, mesh)
+      if parts < axes["fsdp"]:
         whole += leaf.size
-        assert leaf.size <= LARGE, f"{path} {leaf.shape} is whole on {sizes}"
+        assert leaf.size <= LARGE, f"{path} {leaf.shape} is whole on {axes}"
+      # The average and the moments lie as their weights.
       for place in ("ema.{}", "opt.adam.mu.{}", "opt.adam.nu.{}"):
-        assert sharding.spec(place.format(path), leaf.shape, mesh) == spec
+        assert ways(place.format(path), leaf.shape, mesh) == parts
     if total > 64 * LARGE:
-      assert whole < SHARE * total, f"{whole / total:.1%} is whole on {sizes}"
-
-
-def test_a_mesh_without_axes_to_split_leaves_arrays_whole():
-  mesh = sharding.make_mesh()
-  spec = sharding.spec("blocks.attn.q.kernel", (256, 512), mesh)
-  assert NamedSharding(mesh, spec).is_fully_replicated
-  assert spec != PartitionSpec("data")
-  assert jax.device_count() == mesh.size
+      assert whole < SHARE * total, f"{whole / total:.1%} is whole on {axes}"
