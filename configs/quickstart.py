@@ -198,7 +198,6 @@ def pixart(config: ConfigDict) -> ConfigDict:
     "export pixel",
     "train align",
     "export align",
-    "train scratch",
     "catalogue aesthetic",
     "caption aesthetic",
     "encode aesthetic",
@@ -206,6 +205,7 @@ def pixart(config: ConfigDict) -> ConfigDict:
     "sample aesthetic",
     "evaluate aesthetic",
     "export aesthetic",
+    "train scratch",
     "curve",
   )
   config.quickstart.curve = ConfigDict(
