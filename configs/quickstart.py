@@ -253,7 +253,6 @@ def pixart(config: ConfigDict) -> ConfigDict:
     "export pixel",
     "train align",
     "export align",
-    "train scratch",
     "catalogue aesthetic",
     "caption aesthetic",
     "encode aesthetic",
@@ -261,6 +260,7 @@ def pixart(config: ConfigDict) -> ConfigDict:
     "sample aesthetic",
     "evaluate aesthetic",
     "export aesthetic",
+    "train scratch",
     "curve",
   )
   config.quickstart.curve = ConfigDict(

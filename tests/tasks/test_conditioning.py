@@ -148,10 +148,11 @@ def test_other_classes_than_encoded_are_refused(data, stored, tmp_path):
     folder,
     model__text="",
     model__tokenizer="",
+    model__transformer=dict(sample_size=8, heads=2, head_width=12, depth=2),
     model__classes=f"{tmp_path}/classes.txt",
   )
   task = tasks.make(made)
-  with pytest.raises(ValueError, match="label"):
+  with pytest.raises(ValueError, match="feature 'label' of"):
     tasks.source(task, [f"{folder}/latents"], "train")
 
 

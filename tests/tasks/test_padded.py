@@ -164,9 +164,12 @@ def test_both_ways_have_the_same_loss_and_gradients(shape, network):
   for name, rows in found.items():
     np.testing.assert_allclose(rows, plain[name], rtol=1e-5)
   flat, other = tree.flatten(grads), tree.flatten(padded_grads)
+  # Gradients that are zero but for rounding, as of the keys' biases, are small
+  # beside the largest.
+  largest = max(float(jnp.max(jnp.abs(grad))) for grad in flat.values())
   for path, grad in flat.items():
-    scale = float(jnp.max(jnp.abs(grad))) + 1e-6
-    np.testing.assert_allclose(other[path], grad, atol=1e-4 * scale)
+    allowed = 1e-4 * float(jnp.max(jnp.abs(grad))) + 1e-6 * largest
+    np.testing.assert_allclose(other[path], grad, rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("micro", [False, True])
