@@ -167,7 +167,7 @@ def clipgen(config: ConfigDict) -> ConfigDict:
     dict(width=96, depth=4, heads=4, positions=16)
   )
   config.train.task = "prior"
-  config.train.steps = 1000
+  config.train.steps = 1500
   config.train.batch_size = 64
   config.train.lr = 1e-3
   config.train.b2 = 0.95
@@ -183,10 +183,13 @@ def clipgen(config: ConfigDict) -> ConfigDict:
   config.evaluate.recognise.also = (
     "candidates=8",
     "gap=shift",
-    "gap=shift,candidates=8",
     "gap=nearest",
-    "gap=nearest,candidates=8",
     "guidance=2.0",
+    "guidance=2.0,candidates=8",
+    "guidance=2.0,gap=shift",
+    "guidance=2.0,gap=shift,candidates=8",
+    "guidance=2.0,gap=nearest",
+    "guidance=2.0,gap=nearest,candidates=8",
   )
   config.sample.guidance = 1.0
   config.quickstart.steps = (
@@ -298,8 +301,7 @@ def clip(config: ConfigDict) -> ConfigDict:
   )
   config.train.task = "contrastive"
   config.train.folders = ("{workdir}/../catalogue", "{workdir}/../captions")
-  # More, and it learns by heart which of the templates each image has.
-  config.train.steps = 250
+  config.train.steps = 600
   config.train.batch_size = 128
   config.train.lr = 2e-3
   config.train.preview_every = 0
