@@ -119,11 +119,9 @@ def resized(
   for name in NEW:
     if name not in fresh:
       continue
-    new = dict(fresh[name]) if isinstance(fresh[name], Mapping) else fresh[name]
-    if name in loaded:
-      new = loaded[name]
-    elif "down" in new:
-      new["down"] = jax.tree.map(jnp.zeros_like, new["down"])
+    new = loaded.get(name, fresh[name])
+    if name not in loaded and isinstance(new, Mapping):
+      new = {**new, "down": jax.tree.map(jnp.zeros_like, new["down"])}
     made[name] = new
   return made
 
