@@ -27,7 +27,6 @@ from cc_jax.models import (
   dit,
   families,
   hub,
-  pixart,
   published,
   reparameterise,
 )
@@ -108,22 +107,22 @@ def one(
   same = {field: getattr(found, field) for field in FREE}
   expect = dataclasses.replace(wanted, **same)
   loaded = hub.load(where, kind, expect=expect, mesh=mesh).params
-  return resized(loaded, fresh, wanted)
+  return resized(loaded, fresh)
 
 
 def resized(
-  loaded: Mapping[str, Any], fresh: Mapping[str, Any], wanted: pixart.Config
+  loaded: Mapping[str, Any], fresh: Mapping[str, Any]
 ) -> dict[str, Any]:
   """A PixArt's weights for another size, with what that has besides."""
   made = {name: x for name, x in loaded.items() if name not in NEW}
   for name in NEW:
     if name not in fresh:
       continue
-    new = dict(fresh[name]) if isinstance(fresh[name], Mapping) else fresh[name]
-    if name in loaded:
-      new = loaded[name]
-    elif "down" in new:
-      new["down"] = jax.tree.map(jnp.zeros_like, new["down"])
+    new = loaded.get(name, fresh[name])
+    if name == "null_caption" and new.shape != fresh[name].shape:
+      new = fresh[name]
+    if name not in loaded and isinstance(new, Mapping):
+      new = {**new, "down": jax.tree.map(jnp.zeros_like, new["down"])}
     made[name] = new
   return made
 

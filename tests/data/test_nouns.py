@@ -25,12 +25,12 @@ a modern _building_ with large _windows_ reflecting the _clouds_
 _children_ playing _football_ in a grassy _field_
 a _train_ travels across a stone _bridge_
 a beautiful _painting_ of a small _village_ in the _winter_
-an airplane is flying above the _ocean_
+an _airplane_ is flying above the _ocean_
 a _cup_ of hot _coffee_ next to an open _book_
 three _horses_ graze near a wooden _fence_
 a _man_ wearing a blue _hat_ and _sunglasses_ looks at the _camera_
 a narrow _path_ leads into the dark _forest_
-a group of tourists wait at the _bus_ _stop_
+a _group_ of _tourists_ wait at the _bus_ _stop_
 the _statue_ of a famous _king_ in the central _square_
 a _bird_ perched on the _branch_ of a leafy _tree_
 a _musician_ performs on _stage_ with his electric _guitar_
