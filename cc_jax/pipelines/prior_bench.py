@@ -37,8 +37,9 @@ def measure(options: ml_collections.ConfigDict) -> dict[str, Any]:
     positions=shape.positions,
   )
   structure, _ = kinds.structure("prior", config)
-  made = kinds.make("prior", config, rngs=layers.keys(0))
-  params = tree.split(made)[1]
+  params = jax.jit(
+    lambda: tree.split(kinds.make("prior", config, rngs=layers.keys(0)))[1]
+  )()
   # Initial logits are all but equal, and which is the largest is chance.
   params["lm"]["head"]["kernel"] *= 30
   rng = np.random.default_rng(0)
