@@ -10,7 +10,8 @@ the middle square planted:
     a part of 80 % a side                             157 of 200
     200 photographs that were not planted               0 found
 
-No copy was taken for one of another photograph. Made by
+No copy was taken for one of another photograph. Measured once, by a script
+with other seeds than the one that does the same now:
 
     python tests/planted_copies.py FOLDER
 """
