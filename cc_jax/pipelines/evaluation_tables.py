@@ -2,10 +2,13 @@
 """The numbers of an evaluation as a table and as a picture."""
 
 from collections.abc import Mapping
+import json
+import os
 from typing import Any
 
-from cc_jax.data import charts
+from cc_jax.data import charts, page
 from cc_jax.metrics import numbers
+from cc_jax.pipelines import card
 
 
 def sweep(found: Mapping[str, Any]) -> dict[float, Mapping[str, Any]]:
@@ -67,3 +70,60 @@ def draw(found: Mapping[str, Any]) -> str | None:
     return None
   title = "FID over CLIP score, a point for each guidance"
   return charts.chart(title, {"guidance": points}, x="CLIP score", y="FID")
+
+
+def section(found: Mapping[str, Any]) -> str:
+  """A part of a page: all numbers of metrics.json, those of images with their intervals."""
+  evaluation = found.get("evaluation", {})
+  parts = []
+  rows = sweep(evaluation)
+  if rows:
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    body = [
+      (name, *(_cell(row.get(name)) for row in rows.values()))
+      for name in names
+      if name != "memorisation"
+    ]
+    parts.append(
+      page.table(
+        "Over guidance",
+        ("metric", *(f"{one:g}" for one in rows)),
+        body,
+      )
+    )
+    told = evaluation["prompts"]
+    parts.append(
+      page.paragraph(
+        f"Images of {told['of']:,} prompts of {os.path.basename(told['name'])} "
+        f"(sha256 {told['hash'][:12]}), seed {evaluation['recipe']['seed']}. "
+        "In brackets 95 % bootstrap intervals over images."
+      )
+    )
+    reasons = {
+      value["why"]
+      for row in rows.values()
+      for value in row.values()
+      if isinstance(value, Mapping) and value.get("why")
+    }
+    parts += [page.paragraph(f"{one}.") for one in sorted(reasons)]
+    if drawn := draw(evaluation):
+      parts.append(f'<div class="chart">{drawn}</div>')
+  plain = [
+    (name, _cell(value))
+    for name, value in card.flat(
+      {k: v for k, v in found.items() if k != "evaluation"}
+    )
+  ]
+  if plain:
+    parts.append(page.table("Of the checkpoint", (), plain))
+  return page.whole("Metrics", *parts) if parts else ""
+
+
+def _cell(value: Any) -> str:
+  if isinstance(value, Mapping):
+    return numbers.text(value) if "value" in value else json.dumps(value)
+  if isinstance(value, float):
+    return f"{value:.4g}"
+  if isinstance(value, int):
+    return f"{value:,}"
+  return "" if value is None else str(value)

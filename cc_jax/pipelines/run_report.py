@@ -22,7 +22,6 @@ from PIL import Image
 
 from cc_jax.core import files, hardware
 from cc_jax.data import charts, licences, page, shards
-from cc_jax.metrics import numbers
 from cc_jax.pipelines import card, evaluation_tables, memorisation
 
 # Of a curve; more are averaged.
@@ -75,7 +74,7 @@ def write(config: ml_collections.ConfigDict, workdir: str) -> str:
   sections = [
     curves(lines),
     samples(workdir),
-    metrics(found),
+    evaluation_tables.section(found),
     memorised(found, config.evaluate.folder),
     data(used),
     page.section(
@@ -184,63 +183,6 @@ def headline(found: Mapping[str, Any]) -> dict[str, str]:
     best, guidance = min(known)
     result[f"FID, guidance {guidance:g}"] = f"{best:.4g}"
   return result
-
-
-def metrics(found: Mapping[str, Any]) -> str:
-  """All numbers of metrics.json, those of images with their intervals."""
-  evaluation = found.get("evaluation", {})
-  parts = []
-  rows = evaluation_tables.sweep(evaluation)
-  if rows:
-    names = dict.fromkeys(name for row in rows.values() for name in row)
-    body = [
-      (name, *(_cell(row.get(name)) for row in rows.values()))
-      for name in names
-      if name != "memorisation"
-    ]
-    parts.append(
-      page.table(
-        "Over guidance",
-        ("metric", *(f"{one:g}" for one in rows)),
-        body,
-      )
-    )
-    told = evaluation["prompts"]
-    parts.append(
-      page.paragraph(
-        f"Images of {told['of']:,} prompts of {os.path.basename(told['name'])} "
-        f"(sha256 {told['hash'][:12]}), seed {evaluation['recipe']['seed']}. "
-        "In brackets 95 % bootstrap intervals over images."
-      )
-    )
-    reasons = {
-      value["why"]
-      for row in rows.values()
-      for value in row.values()
-      if isinstance(value, Mapping) and value.get("why")
-    }
-    parts += [page.paragraph(f"{one}.") for one in sorted(reasons)]
-    if drawn := evaluation_tables.draw(evaluation):
-      parts.append(f'<div class="chart">{drawn}</div>')
-  plain = [
-    (name, _cell(value))
-    for name, value in card.flat(
-      {k: v for k, v in found.items() if k != "evaluation"}
-    )
-  ]
-  if plain:
-    parts.append(page.table("Of the checkpoint", (), plain))
-  return page.whole("Metrics", *parts) if parts else ""
-
-
-def _cell(value: Any) -> str:
-  if isinstance(value, Mapping):
-    return numbers.text(value) if "value" in value else json.dumps(value)
-  if isinstance(value, float):
-    return f"{value:.4g}"
-  if isinstance(value, int):
-    return f"{value:,}"
-  return "" if value is None else str(value)
 
 
 def memorised(found: Mapping[str, Any], folder: str) -> str:
