@@ -73,7 +73,7 @@ def draw(found: Mapping[str, Any]) -> str | None:
 
 
 def section(found: Mapping[str, Any]) -> str:
-  """A part of a page: all numbers of metrics.json, those of images with their intervals."""
+  """A part of a page: all of metrics.json, with the intervals of images."""
   evaluation = found.get("evaluation", {})
   parts = []
   rows = sweep(evaluation)
