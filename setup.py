@@ -38,6 +38,7 @@ setuptools.setup(
     # The digits and photographs that `cc-jax quickstart` reads, and the
     # classifier with which `evaluate` recognises a label.
     "quickstart": ["scikit-learn>=1.9", "scikit-image>=0.26"],
+    # Also the compiler of `cc-jax plan`, which needs no TPU.
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     # The catalogue on many machines; apache-beam wants older packages than
@@ -50,8 +51,6 @@ setuptools.setup(
       "beartype>=0.23",
       "diffusers>=0.42.1",
       "import-linter>=2.16",
-      # The compiler of `cc-jax plan`; it needs no TPU.
-      "libtpu>=0.0.42.1; sys_platform == 'linux'",
       "ipykernel>=7",
       "matplotlib>=3.11",
       "nbclient>=0.11",
