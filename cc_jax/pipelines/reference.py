@@ -71,17 +71,9 @@ def open(
   Raises:
     ValueError: the library is not installed, or no class opens that kind.
   """
-  if kind not in CLASSES:
-    raise ValueError(
-      f"no reference for {kind!r}; expected {', '.join(CLASSES)}"
-    )
   torch = library("torch")
-  package, name, options = CLASSES[kind]
-  opener = getattr(library(package), name)
-  with tempfile.TemporaryDirectory() as folder:
-    hub.save(folder, kind, config, params)
-    model = opener.from_pretrained(folder, **options).eval()
-  given = {key: _tensor(torch, value) for key, value in inputs.items()}
+  model = load(kind, config, params).eval()
+  given = tensors(inputs)
   run = {
     "unet": lambda: model(given["xt"], given["t"], given["context"]).sample,
     "autoencoder": lambda: model.encode(given["x"]).latent_dist.mean,
@@ -99,6 +91,30 @@ def open(
     return loss
 
   return Reference(forward, backward)
+
+
+def load(kind: str, config: Any, params: Any) -> Any:
+  """The network of a kind in torch, with our weights, through files.
+
+  Raises:
+    ValueError: the library is not installed, or no class opens that kind.
+  """
+  if kind not in CLASSES:
+    raise ValueError(
+      f"no reference for {kind!r}; expected {', '.join(CLASSES)}"
+    )
+  library("torch")
+  package, name, options = CLASSES[kind]
+  opener = getattr(library(package), name)
+  with tempfile.TemporaryDirectory() as folder:
+    hub.save(folder, kind, config, params)
+    return opener.from_pretrained(folder, **options)
+
+
+def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Arrays in torch, maps with the channels first."""
+  torch = library("torch")
+  return {name: _tensor(torch, value) for name, value in arrays.items()}
 
 
 def captioner(
