@@ -38,6 +38,7 @@ ELSEWHERE = {
   "data/sources_files": "tests/data/test_sources.py",
   "models/attention": "tests/models/test_layers.py",
   "models/autoencoder_blocks": "tests/models/test_vqgan.py",
+  "models/winograd": "tests/models/test_convolution.py",
   "pipelines/caption_speed": "tests/stages/test_bench_captions.py",
   "pipelines/network_speed": "tests/stages/test_bench.py",
   "pipelines/reference": "tests/stages/test_bench.py",
