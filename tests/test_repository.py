@@ -52,7 +52,6 @@ ELSEWHERE = {
   "pipelines/scaling": "tests/pipelines/test_encoder.py",
   "pipelines/batch_shapes": "tests/stages/test_plan.py",
   "pipelines/plan_lines": "tests/stages/test_plan.py",
-  "models/winograd": "tests/models/test_convolution.py",
   "pipelines/caption_speed": "tests/stages/test_bench_captions.py",
   "pipelines/network_speed": "tests/stages/test_bench.py",
   "pipelines/evaluation_tables": "tests/pipelines/test_comparison.py",
