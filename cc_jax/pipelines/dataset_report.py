@@ -111,10 +111,10 @@ def waited(noted: Mapping[str, Any]) -> str:
     f"Speed of cc-jax {noted['stage']}",
     page.bars("Waited for, microseconds an image", each),
     page.paragraph(
-      f"{slowest} limits: {rate:,.1f} images/s over the {images:,} images of "
-      f"the last run of its first process, which compiled for {compiled:.1f} s "
-      f"besides. Its {noted['threads']} threads decoded while the device "
-      "computed; what others hid is not counted."
+      f"{slowest.capitalize()} limits: {rate:,.1f} images/s over the "
+      f"{images:,} images of the last run of its first process, which compiled "
+      f"for {compiled:.1f} s besides. Its {noted['threads']} threads decoded "
+      "while the device computed; what others hid is not counted."
     ),
   )
 

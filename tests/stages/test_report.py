@@ -204,7 +204,7 @@ def test_flags_lengths_and_what_limits_are_shown(work, tmp_path):
   for flag, count in counts["flags"].items():
     assert f"{flag} {count} " in text
   assert "Speed of cc-jax encode" in text
-  assert "decode limits: 6.1 images/s over the 59 images" in text
+  assert "Decode limits: 6.1 images/s over the 59 images" in text
   assert "decode 152,542 92.3 %" in text
 
 
