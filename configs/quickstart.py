@@ -370,7 +370,7 @@ def align(config: ConfigDict) -> ConfigDict:
   config.train.init = "{workdir}/../pixel/export"
   config.train.steps = 500
   config.train.checkpoint_every = 50
-  config.train.keep = 10
+  config.train.keep = 20  # One more where a run was stopped and went on.
   config.evaluate.recognise.each = 20
   return config
 
