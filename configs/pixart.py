@@ -53,7 +53,7 @@ def get_config(arg: str = "align") -> ConfigDict:
     )
   size, steps, batch = STAGES[arg]
   config = base.get_config()
-  config.name = f"pixart-{arg.replace('_', '-')}"
+  config.name = f"pixart_{arg}"
   config.catalogue.min_side = size
   config.encode.size = config.sample.size = size
   config.encode.tokens = 120
@@ -108,7 +108,7 @@ def captions(config: ConfigDict, size: int) -> None:
   config.train.preview_every = 0  # A preview would need T5 beside the training.
   config.model.clean = True
   config.model.text = "t5-xxl"
-  config.model.tokenizer = "t5-xxl"
+  config.model.tokenizer = "t5-xxl/tokenizer"
   config.model.transformer = {256: "XL_256", 512: "XL_512", 1024: "XL_1024"}[
     size
   ]

@@ -5,6 +5,7 @@ The rest of a config stays as it is: optimiser, average, types, objective,
 crops, buckets, what an empty caption is, and whether weights are split.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -16,12 +17,13 @@ import parity
 import pytest
 import test_repository
 import tiny
+import tiny_clip_gen
 import toys
 
 from cc_jax.core import config as configs
 from cc_jax.core import sharding, tree
 from cc_jax.data import grids, tokenizer_files
-from cc_jax.models import families, hub, published
+from cc_jax.models import families, hub, kinds, published
 from cc_jax.stages import caption, catalogue, encode, train
 from cc_jax.tasks import task as tasks
 
@@ -64,7 +66,7 @@ def reduced(config, data, workdir):
     config[group].folder = small[group].folder
   config.encode.update(
     images=small.catalogue.folder,
-    captions=small.caption.folder,
+    captions=small.caption.folder if config.encode.captions else "",
     caption=small.encode.caption,
     folder="{workdir}/latents",
     size=SIZE,
@@ -84,7 +86,10 @@ def reduced(config, data, workdir):
     config.model.vae = small.model.vae
     config.train.folders = ("{workdir}/latents",)
     config.latent_diffusion.train_text = True
-    NETWORKS[families.find(config.model)](config, small, data, workdir)
+    name = config.train.task
+    if name == "latent_diffusion":
+      name = families.find(config.model)
+    NETWORKS[name](config, small, data, workdir)
   configs.resolve(config, str(workdir))
   return config.lock()
 
@@ -110,16 +115,74 @@ def stable_diffusion_xl(config, small, data, workdir):
 
 
 def pixart(config, small, data, workdir):
-  """Its blocks, T5, and pieces of sentences, as toys.py has them."""
+  """Its blocks, and a T5 with weights, as toys.py has them."""
   made = toys.pixart(data, workdir)
-  for name in ("transformer", "text", "tokenizer"):
+  for name in ("transformer", "tokenizer"):
     config.model[name] = made.model[name]
+  if not config.encode.text_states:
+    config.model.text = made.model.text
+    return
+  t5 = hub.config({**made.model.text, "vocabulary": 60}, "t5")
+  params = parity.scramble(kinds.structure("t5", t5)[1])
+  hub.save(f"{workdir}/t5", "t5", t5, params)
+  config.model.text = f"{workdir}/t5"
+  config.latent_diffusion.train_text = False
+
+
+def dit(config, small, data, workdir):
+  """The blocks, and titles as classes."""
+  config.encode.label = "title"
+  config.model.classes = "{workdir}/classes.txt"
+  made = toys.pixart(data, workdir).model.transformer.to_dict()
+  made.pop("caption_width")
+  more = {"frequency_shift": config.model.transformer.frequency_shift}
+  config.model.transformer = ConfigDict({**made, **more, "out_channels": 8})
+  config.latent_diffusion.train_text = False
+
+
+def contrastive(config, small, data, workdir):
+  """Two towers of one block each."""
+  tower = dict(width=16, mlp=32, depth=1, heads=2)
+  config.model.clip = ConfigDict(
+    dict(
+      projection=12,
+      text={**tower, "positions": 8},
+      vision={**tower, "image_size": 16, "patch": 8},
+    )
+  )
+  config.model.tokenizer = small.model.tokenizer
+  config.train.folders = (small.catalogue.folder, small.caption.folder)
+
+
+def vqgan(config, small, data, workdir):
+  """Three levels and twelve codes; LPIPS needs weights that are not here."""
+  config.model.vqgan = ConfigDict(
+    {**dataclasses.asdict(tiny_clip_gen.VQGAN), "sample_size": SIZE}
+  )
+  config.model.discriminator = ConfigDict(dict(channels=4, depth=1))
+  config.autoencoder.size = SIZE
+  config.autoencoder.lpips_weight = 0.0
+  config.autoencoder.gan_start = 1
+  config.train.folders = (small.catalogue.folder,)
+
+
+def prior(config, small, data, workdir):
+  """Two blocks, on codes and embeddings of random networks."""
+  tiny_clip_gen.save(workdir)
+  for name in ("vqgan", "clip"):
+    config.model[name] = config.encode[name] = f"{workdir}/{name}"
+  shape = {**tiny_clip_gen.PRIOR, "positions": 64}
+  config.model.prior = ConfigDict(shape)
 
 
 NETWORKS = {
   "stable_diffusion": stable_diffusion,
   "stable_diffusion_xl": stable_diffusion_xl,
   "pixart": pixart,
+  "dit": dit,
+  "contrastive": contrastive,
+  "vqgan": vqgan,
+  "prior": prior,
 }
 
 
@@ -128,10 +191,10 @@ def run(made, workdir):
   # What a stage writes, and the run's own folder, decide nothing.
   read = made.to_json().replace(str(workdir), "")
   known = ("seed", "encode", "model", "train", "latent_diffusion")
-  known = (*known, "autoencoder")
+  known = (*known, "autoencoder", "vqgan", "contrastive", "prior")
   key = json.dumps({k: json.loads(read)[k] for k in known}, sort_keys=True)
   if key not in SAME:
-    if made.train.task == "latent_diffusion":
+    if made.train.task in ("latent_diffusion", "prior"):
       encode.main(made, str(workdir))
     state = train.main(made, str(workdir))
     text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
@@ -201,4 +264,6 @@ def test_what_a_config_names_exists(name, argument):
       if network != families.FAMILIES[family].denoiser:
         assert value in published.TABLE
   for value in families.tokenizers(family, model).values():
-    assert value.startswith("{workdir}") or value in tokenizer_files.HUB
+    known = value.startswith("{workdir}") or value in tokenizer_files.HUB
+    # Or a repository of the hub, which only its name can be told from.
+    assert known or value == "openai/clip-vit-base-patch32"

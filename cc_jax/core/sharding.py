@@ -113,7 +113,9 @@ def spec(
   if math.prod(shape) < SMALL:
     return PartitionSpec(*axes)
   for pattern, axis in TENSOR:
-    if pattern.search(path) and shape[axis] % mesh.shape["tensor"] == 0:
+    ways = mesh.shape["tensor"]
+    # Of one device it would only take the axis away from `fsdp`.
+    if ways > 1 and pattern.search(path) and shape[axis] % ways == 0:
       axes[axis] = "tensor"
   free = [
     axis
