@@ -121,6 +121,8 @@ def _held_out(
       one, metrics = loss(task.loss, params, batch | fixed, key)
       total, sums = totals[place]
       for name, value in metrics.items():
+        if isinstance(value, Mapping):  # Of `Task.after`, and no number.
+          continue
         sums[name] = sums.get(name, 0.0) + rows * float(value) / len(source)
       totals[place] = total + rows * float(one), sums
     start += rows
