@@ -88,7 +88,7 @@ def write_checkpoint(made: ConfigDict) -> dict:
   """Random weights of a prior as a train state; the weights."""
   found = families.prior(made.model.prior, VQGAN, CLIP)
   params = parity.scramble(kinds.structure("prior", found)[1], 7)
-  params["condition"] = jax.tree.map(lambda x: 10 * x, params["condition"])
+  params["condition"] = jax.tree.map(lambda x: 60 * x, params["condition"])
   params = {"prior": params}
   opened = checkpoint.manager(made.train.checkpoints, async_=False)
   state = {"ema": params, "params": params, "step": np.int32(1)}

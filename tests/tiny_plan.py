@@ -26,6 +26,8 @@ def config(folder, **fields):
     "model__unet__channels": (8,),
     "model__unet__attention": (False,),
     "train__batch_size": 32,
+    # So that what a chip holds is told from the number of weights.
+    "train__spread": False,
   } | fields
   for name, value in values.items():
     *groups, field = name.split("__")

@@ -284,7 +284,8 @@ def test_dropout_is_where_torch_s_layers_have_it(hfailab, monkeypatch):
   condition, codes = inputs(3)
   with torch.no_grad():
     theirs = reference(torch.from_numpy(condition), torch.from_numpy(codes))
-  ours = model(condition, codes, dropout=0.5, key=jax.random.key(0))
+  rows = jnp.asarray(condition), jnp.asarray(codes)
+  ours = model(*rows, dropout=0.5, key=jax.random.key(0))
   parity.check(ours, theirs, parity.MODEL)
   whole = run(model, condition, codes)
   assert np.abs(np.asarray(ours) - np.asarray(whole)).max() > 0.1
@@ -296,7 +297,7 @@ def test_dropout_drops_a_share_and_keeps_the_mean(random):
   assert np.mean(found == 0) == pytest.approx(0.3, abs=0.01)
   assert np.mean(found) == pytest.approx(1, abs=0.02)
   model, _ = random
-  rows = inputs(2)
+  rows = [jnp.asarray(x) for x in inputs(2)]
   one, other = (
     model(*rows, dropout=0.3, key=jax.random.key(seed)) for seed in (0, 1)
   )

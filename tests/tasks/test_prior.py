@@ -81,8 +81,13 @@ def published(networks, params, weight):
     decoder = vqgan_torch.Taming(VQGAN)
     loaded = hub.load(f"{networks}/vqgan", "vqgan")
     tensors = convert.export_weights(loaded.params, vqgan.taming_names(VQGAN))
+    # Its attention has convolutions of one pixel in place of matrices.
+    shapes = decoder.state_dict()
     decoder.load_state_dict(
-      {n: torch.tensor(np.asarray(a)) for n, a in tensors.items()}
+      {
+        n: torch.tensor(np.asarray(a)).view_as(shapes[n])
+        for n, a in tensors.items()
+      }
     )
     clip = transformers.CLIPModel.from_pretrained(networks / "clip").eval()
     p = logits.softmax(-1)
@@ -174,7 +179,7 @@ def test_noise_turns_embeddings_by_the_angle_that_was_asked_for():
   # Orthogonal on average: tan of the angle is the size.
   cosine = np.mean(np.sum(np.asarray(e) * near, axis=1))
   assert cosine == pytest.approx(1 / (1 + 0.75**2) ** 0.5, abs=0.02)
-  assert prior.perturb(jax.random.key(1), e, 0) is e
+  assert prior.perturb(jax.random.key(1), e, 0.0) is e
 
 
 def test_a_share_of_the_codes_is_drawn_anew():
