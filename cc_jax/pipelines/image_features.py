@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 import numpy as np
 
 from cc_jax.core import files, log, sharding, tree
@@ -164,7 +164,7 @@ def extract(
   *,
   batch_size: int,
   progress: Callable[[int], Any] = lambda count: None,
-) -> dict[tuple[str, str], Float[np.ndarray, "N D"]]:
+) -> dict[tuple[str, str], Num[np.ndarray, "N *dims"]]:
   """Features of images, by network and output, on this host's devices.
 
   Args:
@@ -251,7 +251,7 @@ def cached(
   *,
   batch_size: int,
   what: str,
-) -> dict[tuple[str, str], Float[np.ndarray, "N D"]]:
+) -> dict[tuple[str, str], Num[np.ndarray, "N *dims"]]:
   """`extract`, but for what the folder has already; all hosts share the work.
 
   Args:

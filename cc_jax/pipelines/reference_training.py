@@ -87,6 +87,6 @@ def unet_step(
     adam.step()
     with torch.no_grad():
       torch._foreach_lerp_(average, weights, 1 - options.ema_decay)
-    return float(loss)
+    return float(loss.detach())
 
   return step

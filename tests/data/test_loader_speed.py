@@ -13,6 +13,6 @@ def test_a_host_reads_enough_records_for_its_devices():
 
 
 def test_a_loader_that_is_asked_for_little_is_hardly_waited_for():
-  slow = loader_speed.measure(stored=512, seconds=0.5, batch_size=8, rate=80)
+  slow = loader_speed.measure(stored=512, seconds=0.5, batch_size=8, rate=80.0)
   fast = loader_speed.measure(stored=512, seconds=0.5, batch_size=64, rate=1e6)
   assert 0 < slow.stall < fast.stall <= 1

@@ -279,7 +279,8 @@ def test_each_tower_has_its_padding_and_a_mask_to_the_end():
 
 def test_pixart_learns_the_noise_and_its_variance(data, batch, tmp_path):
   rows = {name: value[:32] for name, value in batch.items()}
-  rows |= {"size": jnp.full((32, 2), 300), "crop": jnp.zeros((32, 2))}
+  rows["size"] = jnp.full((32, 2), 300)
+  rows["crop"] = jnp.zeros((32, 2), jnp.int32)
   task = tasks.make(toys.pixart(data, tmp_path))
   params = jax.jit(task.init)(jax.random.key(0))
   loss, metrics = jax.jit(task.loss)(params, rows, jax.random.key(1))
