@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From noise to data: five samplers that are one loop.
 
-A sixth, for networks that learn a variance, is in variational.py: iddpm.
-
 A sampler calls the network at falling timesteps. Each call turns xt into an
 estimate of the data, x0 (schedule.py, equation 5), and moves towards it. All
 five methods take the same linear step from (alpha, sigma) to (alpha', sigma'),
@@ -64,7 +62,7 @@ from jaxtyping import Float, Float32, PRNGKeyArray
 import numpy as np
 
 from cc_jax.diffusion import schedule as schedules
-from cc_jax.diffusion import timesteps, variational
+from cc_jax.diffusion import timesteps
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -230,18 +228,16 @@ SAMPLERS = {
   "heun": heun,
   "dpm_solver_pp": dpm_solver_pp,
 }
-# Which ask the network for a variance, too.
-LEARNED = {"iddpm": variational.iddpm}
 
 
 def by_name(name: str) -> Callable[..., jax.Array]:
   """The sampler of this name; ValueError with the names for another."""
-  found = SAMPLERS | LEARNED
-  if name not in found:
+  if name not in SAMPLERS:
     raise ValueError(
-      f"unknown sampler {name!r}; diffusion/samplers.py has " + ", ".join(found)
+      f"unknown sampler {name!r}; diffusion/samplers.py has "
+      + ", ".join(SAMPLERS)
     )
-  return found[name]
+  return SAMPLERS[name]
 
 
 def guided(
@@ -250,7 +246,6 @@ def guided(
   uncond: Any,
   guidance: float | int | Float[jax.Array, ""],
   rescale: float | int = 0.0,
-  channels: int | None = None,
 ) -> Denoise:
   """Classifier-free guidance (Ho & Salimans 2207.12598) around a network.
 
@@ -269,9 +264,6 @@ def guided(
     uncond: the context of the empty prompt, with the same shapes.
     guidance: 1 for none; may be a traced scalar.
     rescale: from 0, for none, to 1.
-    channels: how many of the output are guided, the first ones; the others, as
-      a learned variance, are the conditional output's. None for all. DiT's code
-      guides three of four latent channels.
   """
   if not 0 <= rescale <= 1:
     raise ValueError(f"rescale={rescale}; expected between 0 and 1")
@@ -283,16 +275,13 @@ def guided(
     outputs = denoise(
       jnp.tile(xt, (2,) + (1,) * (xt.ndim - 1)), jnp.tile(t, 2), context
     )
-    without, whole = jnp.split(outputs.astype(jnp.float32), 2)
-    without, given = without[..., :channels], whole[..., :channels]
-    rest = whole[..., given.shape[-1] :]
+    without, given = jnp.split(outputs.astype(jnp.float32), 2)
     output = given + (guidance - 1) * (given - without)
     if rescale == 0:
-      return jnp.concatenate([output, rest], axis=-1)
+      return output
     axes = tuple(range(1, xt.ndim))
     ratio = given.std(axes, keepdims=True) / output.std(axes, keepdims=True)
-    output = output * (1 + rescale * (ratio - 1))
-    return jnp.concatenate([output, rest], axis=-1)
+    return output * (1 + rescale * (ratio - 1))
 
   return denoise_guided
 

@@ -22,7 +22,6 @@ from cc_jax.models import (
   clip,
   clip_dual,
   clip_vision,
-  discriminator,
   dit,
   inception,
   layers,
@@ -122,14 +121,6 @@ KINDS = {
       "vision.projection",
     ),
     formats=(clip_dual.OPENAI,),
-  ),
-  "discriminator": Kind(
-    discriminator.Discriminator,
-    discriminator.Config,
-    discriminator,
-    TRANSFORMERS,
-    (),
-    unused=discriminator.UNUSED,
   ),
   "lpips": Kind(
     lpips.LPIPS,

@@ -36,9 +36,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       there does not fit; nothing is written then.
     FloatingPointError: a metric is not a finite number; the checkpoints are
       from before.
-    SystemExit: SIGTERM came; the step is saved, and the status is 0. What would
-      follow, as an export, must wait until the same command has trained to the
-      end.
+    KeyboardInterrupt: SIGTERM came; the step is saved. What would follow, as
+      an export, must wait until the same command has finished the training.
   """
   options = config.train
   mesh = sharding.make_mesh(**options.mesh)
@@ -51,23 +50,19 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
     draw = preview.make(config) if options.preview_every else None
 
     key = jax.random.key(config.seed)
-    shapes = sharding.with_layouts(
-      jax.eval_shape(init, key), mesh, config.train.spread
-    )
+    shapes = sharding.with_layouts(jax.eval_shape(init, key), mesh)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     # In this order: resume, else import, else initialise.
-    first, place = 0, None
-    if checkpoint.steps(options.checkpoints):
+    first = checkpoint.latest_step(options.checkpoints) or 0
+    place = None
+    if first:
       state, place = checkpoint.restore(options.checkpoints, shapes)
-      first = int(state.step)
       origin = f"step {first} of {options.checkpoints}"
     else:
       state = jax.jit(init, out_shardings=layouts)(key)
       origin = f"random weights, seed {config.seed}"
       if options.init:
-        loaded = tasks.load(task, options.init, state.params)
-        places = {name: layouts.params[name] for name in loaded}
-        params = {**state.params, **jax.device_put(loaded, places)}
+        params = jax.device_put(tasks.load(task, options.init), layouts.params)
         # A copy, since both are donated.
         ema = jax.tree.map(jnp.copy, params)
         state = state._replace(params=params, ema=ema)
@@ -79,7 +74,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       seed=config.seed,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
-      buckets=bucket_index.load(source) if task.bucketed else None,
+      buckets=bucket_index.load(source) if "bucket" in task.features else None,
       transform=task.transform,
       place=place,
     )
@@ -95,22 +90,14 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
     rows = next(batches)
     started, queue = time.perf_counter(), collections.deque()
     batch = sharding.put_batch(rows, mesh)
-    if options.program:
-      compiled = steps.load_update(config, mesh, update, state, loss, batch)
-    else:
-      compiled = steps.compile_update(update, state, loss, batch)
+    compiled = steps.compile_update(update, state, loss, batch)
     describe(compiled, time.perf_counter() - started)
     # One for each aspect bucket, when its first batch comes.
     programs = {shapes_of(batch): compiled}
 
     # Nothing is written until all that can be refused has been.
     versions.record(workdir, "train", config)
-    checkpoints = checkpoint.manager(
-      options.checkpoints,
-      keep=options.keep,
-      every=options.keep_every,
-      after=first,
-    )
+    checkpoints = checkpoint.manager(options.checkpoints, keep=options.keep)
     stack.callback(checkpoint.close, checkpoints)
     writers = log.open_writers(workdir, step=first)
     stack.callback(log.close_writers, writers)
@@ -151,12 +138,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       seconds,
       options.checkpoints,
     )
-  if step < options.steps:
-    log.announce(
-      "train", f"SIGTERM: step {step:,} is saved; the same command goes on"
-    )
-    raise SystemExit(0)
-  return state
+    if step < options.steps:
+      raise KeyboardInterrupt(f"SIGTERM; step {step} is saved")
+    return state
 
 
 def shapes_of(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:

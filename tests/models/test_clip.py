@@ -50,9 +50,11 @@ def captions(config, length, pad):
 
 def random(config, dtype=jnp.float32):
   """A tower with random weights, and the weights; nothing is compiled."""
-  return parity.random(
+  structure, shapes = parity.abstract(
     lambda: clip.Text(config, dtype=dtype, rngs=layers.keys(0))
   )
+  params = parity.scramble(shapes)
+  return tree.merge(structure, params), params
 
 
 @jax.jit

@@ -47,9 +47,11 @@ def make(config):
 
 def random(config, dtype=jnp.float32):
   """A CLIP with random weights, and the weights; nothing is compiled."""
-  return parity.random(
+  structure, shapes = parity.abstract(
     lambda: clip_dual.CLIP(config, dtype=dtype, rngs=layers.keys(0))
   )
+  params = parity.scramble(shapes)
+  return tree.merge(structure, params), params
 
 
 def pairs(config):
