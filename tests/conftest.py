@@ -38,3 +38,14 @@ def pytest_collection_modifyitems(config, items):
   for item in items:
     if "slow" in item.keywords:
       item.add_marker(skip)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """The folder of `tiny.shared`, and each program compiled once a module."""
+  # Late: it imports cc_jax, whose annotations are checked from here on.
+  import tiny
+
+  folder = tiny.shared(tmp_path_factory)
+  with tiny.compiled_once(folder):
+    yield folder

@@ -52,10 +52,11 @@ class Captions:
     """
     wanted = np.array([_hash(id.encode()) for id in ids], np.uint64)
     first = np.searchsorted(self.hashes, wanted)
-    return [self._at(*pair) for pair in zip(ids, first.tolist(), strict=True)]
+    return [
+      self._at(*each) for each in zip(ids, wanted, first.tolist(), strict=True)
+    ]
 
-  def _at(self, id: str, place: int) -> str:
-    hashed = _hash(id.encode())
+  def _at(self, id: str, hashed: np.uint64, place: int) -> str:
     # Two ids may have one hash.
     while place < len(self) and self.hashes[place] == hashed:
       self.file.seek(int(self.places[place]))

@@ -118,8 +118,7 @@ def _radius(
 
 def _inside(x, y, radii):
   """In how many balls around y each x is."""
-  count = lambda rows: _count(rows, y, radii)
-  return np.concatenate([count(x[b]) for b in pairwise.blocks(len(x))])
+  return pairwise.by_rows(lambda rows: _count(rows, y, radii), x)
 
 
 @jax.jit
@@ -131,8 +130,7 @@ def _count(
 
 def _nearest(x, y):
   """Squared distances of each x to the nearest y."""
-  find = lambda rows: _smallest(rows, y)
-  return np.concatenate([find(x[b]) for b in pairwise.blocks(len(x))])
+  return pairwise.by_rows(lambda rows: _smallest(rows, y), x)
 
 
 @jax.jit

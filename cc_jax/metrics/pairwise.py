@@ -4,11 +4,11 @@
 30,000 x 30,000 distances would be 3.6 GB; of `ROWS` x 30,000 there are 123 MB.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 import numpy as np
 
 ROWS = 1024
@@ -18,6 +18,13 @@ def blocks(count: int, rows: int = ROWS) -> Iterator[slice]:
   """Slices of so many rows, which together are all; the last may be short."""
   for start in range(0, count, rows):
     yield slice(start, min(start + rows, count))
+
+
+def by_rows(
+  fn: Callable[[Array], Array], x: Float[Array, "N D"]
+) -> Shaped[np.ndarray, "N ..."]:
+  """A function of rows that gives a row for each, `ROWS` at a time."""
+  return np.concatenate([fn(x[part]) for part in blocks(len(x))])
 
 
 def products(

@@ -1,18 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import jax
 import numpy as np
-import pytest
 import tiny
 
 from cc_jax.pipelines import preview
 from cc_jax.tasks import task as tasks
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  folder = tiny.shared(tmp_path_factory)
-  with tiny.compiled_once(folder):
-    yield folder
 
 
 def test_bytes_are_rounded_to_nearest():

@@ -13,13 +13,6 @@ from cc_jax.pipelines import reference
 from cc_jax.stages import bench
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  folder = tiny.shared(tmp_path_factory)
-  with tiny.compiled_once(folder):
-    yield folder
-
-
 def test_a_bench_measures_the_train_step_of_a_config(data, tmp_path, capfd):
   made = tiny.config(
     data,

@@ -17,13 +17,6 @@ from cc_jax.stages import caption, encode
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  folder = tiny.shared(tmp_path_factory)
-  with tiny.compiled_once(folder):
-    yield folder
-
-
-@pytest.fixture(scope="module")
 def network(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp("blip2"))
   tiny_captioners.save("blip2", folder)

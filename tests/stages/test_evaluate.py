@@ -13,13 +13,6 @@ from cc_jax.tasks import task as tasks
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  folder = tiny.shared(tmp_path_factory)
-  with tiny.compiled_once(folder):
-    yield folder
-
-
-@pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
   """Checkpoints before the first and after the 30th step."""
   folder = tmp_path_factory.mktemp("evaluate")

@@ -28,13 +28,6 @@ FLAGS = ("--config.train.eps=1e-3", "--config.train.checkpoint_every=3")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  folder = tiny.shared(tmp_path_factory)
-  with tiny.compiled_once(folder):
-    yield folder
-
-
-@pytest.fixture(scope="module")
 def reference(data, tmp_path_factory):
   """A run that nobody stopped."""
   folder = tmp_path_factory.mktemp("reference")
