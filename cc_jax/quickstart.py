@@ -5,6 +5,10 @@
 come inside scikit-learn and scikit-image, go through the whole pipeline: the
 licence gate, captions, an autoencoder, latents, a text-to-image model, samples,
 an evaluation and an export. Nothing is downloaded.
+
+What is done, in which order, is `config.quickstart.steps`: "STAGE" runs a stage
+with the config itself, "STAGE PART" with another argument of the config's file,
+in a folder of that name. One step is no stage: "curve", below.
 """
 
 import importlib.resources
@@ -16,7 +20,7 @@ import numpy as np
 
 from cc_jax.core import config as configs
 from cc_jax.core import files, log
-from cc_jax.data import grids
+from cc_jax.data import charts, grids
 from cc_jax.stages import (
   caption,
   catalogue,
@@ -62,28 +66,79 @@ PHOTOGRAPHS = (
 )
 
 
+STAGES = {
+  "caption": caption.main,
+  "catalogue": catalogue.main,
+  "encode": encode.main,
+  "evaluate": evaluate.main,
+  "export": export.main,
+  "sample": sample.main,
+  "train": train.main,
+}
+
+
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Runs all stages in a work folder; a second run goes on where one stopped.
+  """Runs all steps in a work folder; a second run goes on where one stopped.
 
   Raises:
     ValueError: scikit-learn or scikit-image is not installed.
   """
-  started = time.perf_counter()
+  started, cpu = time.perf_counter(), time.process_time()
   write_source(config.catalogue.source)
-  catalogue.main(config, workdir)
-  caption.main(config, workdir)
-  # The autoencoder is a run of its own, with a config of its own.
-  small, folder = configs.load(config.quickstart.autoencoder), "autoencoder"
-  configs.resolve(small, f"{workdir}/{folder}")
-  train.main(small, f"{workdir}/{folder}")
-  export.main(small, f"{workdir}/{folder}")
-  encode.main(config, workdir)
-  train.main(config, workdir)
-  sample.main(config, workdir)
-  found = evaluate.main(config, workdir)
-  export.main(config, workdir)
-  seconds = time.perf_counter() - started
-  log.say(GOODBYE.format(workdir=workdir, minutes=seconds / 60, **found))
+  for step in config.quickstart.steps:
+    stage, _, part = step.partition(" ")
+    made, folder = of_part(config, workdir, part)
+    (STAGES | {"curve": curve})[stage](made, folder)
+  found = files.read_json(f"{workdir}/metrics.json")
+  seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+  log.announce("quickstart", f"{seconds:.0f} s, {cpu:.0f} s of CPU time")
+  goodbye = GOODBYE.format(
+    workdir=workdir,
+    minutes=seconds / 60,
+    opens=config.quickstart.opens.format(workdir=workdir),
+    **found,
+  )
+  log.say(goodbye + (CURVE if "curve" in config.quickstart.steps else ""))
+
+
+def of_part(
+  config: ml_collections.ConfigDict, workdir: str, part: str
+) -> tuple[ml_collections.ConfigDict, str]:
+  """The config and the folder of a part of a quickstart; "" for the whole."""
+  if not part:
+    return config, workdir
+  made = configs.load(f"{config.quickstart.file}:{part}")
+  folder = f"{workdir}/{part}"
+  configs.resolve(made, folder)
+  return made, folder
+
+
+def curve(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Recognised digits over steps of several parts: curve.json and curve.svg.
+
+  Of each checkpoint that is there, with the averaged weights.
+  """
+  series: dict[str, list[tuple[float, float]]] = {}
+  for part, name in config.quickstart.curve.items():
+    made = of_part(config, workdir, part)[0]
+    series[name] = []
+    every, steps = made.train.checkpoint_every, made.train.steps
+    for step in range(every, steps + 1, every):
+      made.sample.step = step
+      found = evaluate.recognise(made)
+      series[name].append((step, found["recognised"]))
+      log.announce("curve", f"{part}, step {step}: {found['recognised']:.1%}")
+  files.write_json(f"{workdir}/curve.json", series)
+  drawn = charts.chart(
+    config.quickstart.curve_title,
+    {
+      name: [charts.Point(*pair) for pair in line]
+      for name, line in series.items()
+    },
+    x="steps",
+    y="share of digits recognised",
+  )
+  files.write_atomic(f"{workdir}/curve.svg", charts.alone(drawn))
 
 
 def write_source(folder: str) -> None:
@@ -112,6 +167,9 @@ def write_source(folder: str) -> None:
     files.write_atomic(f"{folder}/{name}", data)
     split = "train" if (index + 1) % HELD_OUT else "validation"
     row = {"file_name": name, "title": WORDS[digit], "split": split}
+    # How near pixels are to black or white: a score, as photographs have one
+    # for aesthetics.
+    row["contrast"] = round(float(np.abs(pixels / 8 - 1).mean()), 4)
     rows.append(row | DIGITS)
   for path, author, licence in PHOTOGRAPHS:
     package, _, inside = path.partition("/")
@@ -141,9 +199,12 @@ and {recognised_real:.1%} of real digits that were held out.
   {workdir}/metrics.json       the numbers of the evaluation
   {workdir}/metrics.jsonl      the curves of the training
   {workdir}/checkpoints/       the last train state
-  {workdir}/export/            opens in diffusers:
-    diffusers.StableDiffusionPipeline.from_pretrained("{workdir}/export")
+  {workdir}/export/            {opens}
   {workdir}/catalogue/         the data set; rejects.jsonl says what was refused
 
 Next: notebooks/quickstart.ipynb looks at all of it, and configs/clothing.py
 does the same with photographs, your own if you like (see README.md)."""
+
+CURVE = """
+
+curve.svg, beside them: what the first stage is worth to the second."""

@@ -7,5 +7,10 @@ if [ "${1:-}" = slow ]; then
   shift
   set -- --slow "$@"
 fi
+# The compiler for TPUs is for Linux alone, and large.
+python -c "import libtpu" 2>/dev/null ||
+  python -m pip install --quiet --disable-pip-version-check \
+    --constraint launch/constraints.txt libtpu ||
+  echo "no libtpu here: tests of cc-jax plan are skipped"
 # Two processes, a file at a time: most of the work is compiling on one core.
 exec python -m pytest -n 2 --dist loadfile "$@"

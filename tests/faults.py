@@ -22,7 +22,13 @@ import toy_pass
 from cc_jax import cli
 
 SPLITS = "--config.catalogue.records_per_shard=6"
-FOLDERS = {"catalogue": "catalogue", "caption": "captions", "encode": "latents"}
+SIZES = "--config.encode.sizes=(16, 12)"
+# Latents are of two sizes, in one pass.
+FOLDERS = {
+  "catalogue": "catalogue",
+  "caption": "captions",
+  "encode": "latents_16",
+}
 
 
 def child(stage, data, place, limit=None):
@@ -39,8 +45,9 @@ def child(stage, data, place, limit=None):
   status = 1
   try:
     where = f"--config={tiny.__file__}:{data}"
-    folder = f"--config.{stage}.folder={place}/{FOLDERS[stage]}"
-    words = [stage, where, f"--workdir={place}/work", SPLITS, folder]
+    name = FOLDERS[stage].removesuffix("_16")
+    folder = f"--config.{stage}.folder={place}/{name}"
+    words = [stage, where, f"--workdir={place}/work", SPLITS, folder, SIZES]
     if stage == "caption":
       words.append(f"--config.model.tokenizer={place}/tokenizer")
     status = cli.main(words)
@@ -67,6 +74,10 @@ def finish(stage, data, place):
 
 def names(place):
   return {name for _, _, found in os.walk(place) for name in found}
+
+
+def folders(place):
+  return {name for _, found, _ in os.walk(place) for name in found}
 
 
 def contents(place):
@@ -114,7 +125,8 @@ def kill(stage, data, place, seeds):
       assert written == {name: expected[name] for name in written}
     kills += own
     # What is left over is below "work", or was swept.
-    assert final(here) == expected
+    assert contents(here) == expected
+    assert not [name for name in folders(here) if name.endswith(".tmp")]
   assert kills >= seeds, kills
 
 

@@ -44,6 +44,13 @@ def abstract(make):
   return tree.split(jax.eval_shape(make))
 
 
+def random(make):
+  """(module, weights): what `make()` returns, with random weights."""
+  structure, shapes = abstract(make)
+  params = scramble(shapes)
+  return tree.merge(structure, params), params
+
+
 def save(folder, params, config, names, table, stem):
   """Writes weights and config as the reference library reads them."""
   weight_files.save_folder(

@@ -159,6 +159,31 @@ def test_a_damaged_shard_is_named(stage, how, data, tmp_path, capsys):
   assert list(toys.contents(tmp_path / "out")) == [".pass/pass.json"]
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".json"])
+@pytest.mark.parametrize("how", ["cut", "altered", "empty"])
+def test_a_damaged_note_is_named_and_made_again(
+  suffix, how, data, tmp_path, capsys
+):
+  place = copy(data, tmp_path / "data")
+  straight = data / "catalogue_straight/catalogue"
+  out = shutil.copytree(straight, tmp_path / "out")
+  (out / "dataset_info.json").unlink()
+  note = sorted(out.glob(f".pass/train-*{suffix}"))[2]
+  damage(note, how, at=b"PAR1" if suffix == ".parquet" else b'{\n  "settings"')
+  flags = [
+    f"--config.catalogue.folder={out}",
+    f"--config.catalogue.source={data}/source",
+    "--config.catalogue.records_per_shard=6",
+  ]
+  status = toys.run("catalogue", place, tmp_path / "w", *flags)
+  words = f"cc-jax: {note} is ", "delete it and what has its name beside it"
+  toys.check_refused(capsys, status, *words)
+  for path in out.glob(f".pass/{note.stem}.*"):
+    path.unlink()
+  assert toys.run("catalogue", place, tmp_path / "w", *flags) == 0
+  assert toys.contents(out) == toys.contents(straight)
+
+
 def counts(place, source, *flags):
   """Read, kept and rejected of a catalogue with a source that is damaged."""
   flags = [
@@ -217,7 +242,7 @@ def test_a_damaged_data_set_of_tfds_is_counted(how, data, tmp_path):
 
 def test_weights_that_changed_are_refused(data, tmp_path, capsys):
   place = copy(data, tmp_path / "data")
-  out = shutil.copytree(data / "encode_straight/latents", tmp_path / "out")
+  out = shutil.copytree(data / "encode_straight/latents_16", tmp_path / "out")
   (out / "dataset_info.json").unlink()
   for path in (*out.glob("*00003-of-*"), *out.glob(".pass/*00003-of-*")):
     path.unlink()

@@ -193,6 +193,10 @@ def test_the_export_is_the_checkpoint(workdir):
     np.testing.assert_array_equal(leaf, expected[f"unet.{path}"])
   card = (workdir / "export/README.md").read_text()
   assert f"| CC0-1.0 | {COUNT} |" in card
+  assert "[report.html](report.html)" in card
+  report = (workdir / "export/report.html").read_text()
+  assert "Data and licences" in report
+  assert str(workdir) not in report
 
 
 def test_every_stage_run_again_finds_all_done(workdir):

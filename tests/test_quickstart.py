@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quickstart's source; and what a finished run of it has left.
 
-CC_JAX_QUICKSTART names the work folder of a run, as CI sets it; the tests of a
-run skip without it.
+CC_JAX_QUICKSTART names the work folder of a run, as CI sets it, and
+CC_JAX_QUICKSTART_CLIPGEN that of `:clipgen`; the tests of a run skip without.
 """
 
 import collections
@@ -130,3 +130,23 @@ def test_checkpoints_export_and_settings_are_there():
     assert index[name][0]
   last = (WORKDIR / "metrics.jsonl").read_text().splitlines()[-1]
   assert json.loads(last)["step"] == steps
+
+
+@pytest.mark.skipif(
+  "CC_JAX_QUICKSTART_CLIPGEN" not in os.environ,
+  reason="CC_JAX_QUICKSTART_CLIPGEN names no work folder of :clipgen",
+)
+def test_a_prior_that_saw_no_caption_draws_what_captions_ask_for():
+  folder = ROOT / os.environ["CC_JAX_QUICKSTART_CLIPGEN"]
+  read = lambda name: json.loads((folder / name).read_text())
+  metrics = read("metrics.json")
+  assert metrics["recognised_of"] == 500
+  assert metrics["recognised"] >= 0.9
+  assert metrics["recognised[guidance=2.0,candidates=8]"] >= 0.9
+  assert 0 < metrics["modality_gap"] < 2
+  assert read("vqgan/metrics.json")["used"] > 0.5
+  assert read("clip/metrics.json")["zero_shot"] > 0.8
+  names = {field.name for field in shards.open(folder / "latents").fields}
+  assert names == {"key", "codes", "clip_image"}
+  for name in ("prior", "clip", "vqgan"):
+    assert (folder / "export" / name / "config.json").exists()

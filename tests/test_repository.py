@@ -27,29 +27,54 @@ MACHINE = re.compile("[\"' =]/(wo" + "rk|ho" + "me|Us" + "ers|ro" + "ot)/")
 # Modules without a test file of their own, and what tests them.
 ELSEWHERE = {
   "__main__": "tests/test_cli.py",
+  "core/errors": "tests/test_cli.py, and data/test_beam_runner.py",
   "core/legacy": "tests/core/test_convert.py, and models/test_published.py",
+  "core/planned": "tests/stages/test_plan.py",
   "core/spelling": "tests/core/test_convert.py",
   "data/aligned": "tests/data/test_shards.py, test_loader.py",
   "data/tally": "tests/data/test_passes.py",
+  "data/generated": "tests/pipelines/test_comparison.py",
   "data/latents": "tests/tasks/test_padded.py",
   "data/ledger": "tests/data/test_passes.py",
   "data/page": "tests/stages/test_report.py",
   "data/records": "tests/data/test_shards.py",
   "data/rows": "tests/data/test_sources_folder.py, and the other readers'",
   "data/sources_files": "tests/data/test_sources.py",
-  "models/attention": "tests/models/test_layers.py",
+  "models/attention_kernel": "tests/models/test_attention.py",
+  "models/norms": "tests/models/test_layers.py",
+  "models/recompute": "tests/models/test_layers.py",
   "models/autoencoder_blocks": "tests/models/test_vqgan.py",
+  "pipelines/clip_gap": "tests/pipelines/test_clip_to_image.py",
+  "pipelines/clip_gen": "tests/pipelines/test_clip_to_image.py",
+  "pipelines/clip_gen_folder": "tests/pipelines/test_clip_to_image.py",
+  "pipelines/embeddings": "tests/pipelines/test_clip_to_image.py",
+  "pipelines/dataset_report": "tests/stages/test_report.py",
+  "pipelines/scaling": "tests/pipelines/test_encoder.py",
+  "pipelines/batch_shapes": "tests/stages/test_plan.py",
+  "pipelines/plan_lines": "tests/stages/test_plan.py",
+  "pipelines/caption_speed": "tests/stages/test_bench_captions.py",
+  "pipelines/network_speed": "tests/stages/test_bench.py",
+  "pipelines/evaluation_tables": "tests/pipelines/test_comparison.py",
+  "pipelines/image_features": "tests/pipelines/test_comparison.py",
   "pipelines/reference": "tests/stages/test_bench.py",
+  "pipelines/reference_training": "tests/stages/test_bench_step.py",
   "models/residual": "tests/models/test_layers.py",
   "models/llama": "tests/models/test_lm.py",
   "models/opt": "tests/models/test_lm.py",
   "models/unet_blocks": "tests/models/test_unet.py",
+  "tasks/denoiser": "tests/stages/test_bench_step.py",
   "stages/catalogue": "tests/tiny.py, and data/test_catalogue.py",
   "stages/remove": "tests/data/test_removal.py",
   "stages/subset": "tests/data/test_subset.py",
+  "stages/votes": "tests/pipelines/test_pairwise.py",
 }
 # Groups of a config that base.py does not have, and the stage that reads them.
-GROUPS = {"quickstart": "cc_jax/quickstart.py"}
+GROUPS = {
+  "quickstart": "cc_jax/quickstart.py",
+  # The same as two of its fields.
+  "checkpoint": "cc_jax/stages/evaluate.py",
+  "prompts": "cc_jax/stages/evaluate.py",
+}
 LETTERS = set("btsdfnkvlhwcpe")
 
 
@@ -200,7 +225,8 @@ def test_a_config_has_the_fields_that_stages_read(path):
   """Those of base.py, by name and type; a network may be fields or a name."""
   base = configs.load(str(ROOT / "configs/base.py"))
   expected = dict(fields(base))
-  networks = re.compile(r"model\.(unet|transformer|text|text_2|vae)(\.|$)")
+  names = "unet|transformer|text|text_2|vae|clip|vqgan|prior|discriminator"
+  networks = re.compile(rf"model\.({names})(\.|$)")
   for argument in arguments(path):
     where = f"{path.name}:{argument}"
     made = configs.load(f"{path}:{argument}")

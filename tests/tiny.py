@@ -79,6 +79,7 @@ def get_config(data: str) -> ConfigDict:
   config.train.keep = 20
   config.train.preview_every = 0
   config.evaluate.batch_size = 8
+  config.evaluate.timesteps = ()
   config.sample.prompts = tuple(f"a photo of {title}" for title in TITLES)
   config.sample.batch_size = 8
   return config

@@ -2,8 +2,11 @@
 """Small captioners with random weights, in the folders of published ones."""
 
 import dataclasses
+import functools
 import json
 
+import jax
+import jax.numpy as jnp
 import parity
 import tiny_tokenizers
 import tokenizers
@@ -11,7 +14,17 @@ from tokenizers import models, pre_tokenizers, trainers
 import transformers
 
 from cc_jax.core import tree
-from cc_jax.models import blip2, clip_vision, hub, kinds, llama, llava, opt
+from cc_jax.models import (
+  blip2,
+  clip_vision,
+  decoding,
+  hub,
+  kinds,
+  llama,
+  llava,
+  lm,
+  opt,
+)
 
 IMAGE = "<image>"
 
@@ -127,6 +140,21 @@ def save(kind, folder, **text):
       flat[path] = flat[path] * (5 if path.startswith("text") else 20)
   hub.save(str(folder), kind, config, tree.unflatten(flat))
   return tokenizer
+
+
+def begun(model, text, images, tokens, mask):
+  """(step, logits, cache): what goes on with six tokens at most."""
+  x, mask = model.embed(images, tokens, mask)
+  cache = lm.empty_cache(text, len(x), x.shape[1] + 6, jnp.float32)
+  logits, cache = model.text.extend(x, cache, mask, last=True)
+  return model.text.step, logits[:, 0], cache
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def greedy(model, text, images, tokens, mask):
+  """Six tokens after each prompt, the likeliest each time."""
+  start = begun(model, text, images, tokens, mask)
+  return decoding.generate(*start, length=6)
 
 
 def reference(kind, folder):

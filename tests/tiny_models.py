@@ -7,6 +7,7 @@ from cc_jax.models import (
   clip,
   clip_dual,
   clip_vision,
+  discriminator,
   dit,
   inception,
   llama,
@@ -51,6 +52,7 @@ TINY = {
     codebook_width=6,
     eps=1e-5,
   ),
+  "discriminator": discriminator.Config(channels=4, depth=2),
   "dit": dit.Config(sample_size=8, heads=2, head_width=8, depth=2, classes=5),
   "pixart": pixart.Config(
     sample_size=8, heads=2, head_width=12, depth=2, caption_width=10

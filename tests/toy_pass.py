@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small pass with rejects, for tests and for the processes they kill."""
 
+import contextlib
 import pathlib
 
 import numpy as np
 
-from cc_jax.data import passes
+from cc_jax.data import drafts, passes
 
 SPECS = {"key": "text", "licence": "text", "vector": ("float32", (3,))}
 CODE = {"revision": "r", "packages": {}}
@@ -56,6 +57,28 @@ def run(folder, **changes):
     "code": CODE,
   }
   return passes.run(folder, **(settings | changes))
+
+
+@contextlib.contextmanager
+def stopped(monkeypatch, shards):
+  """Stops a pass in the first record of a shard, after so many of them."""
+  begin, begun = drafts.begin, []
+
+  @contextlib.contextmanager
+  def some(*args):
+    begun.append(args)
+    with begin(*args) as add:
+
+      def write(read, made):
+        if len(begun) > shards:
+          raise KeyboardInterrupt
+        add(read, made)
+
+      yield write
+
+  with monkeypatch.context() as patch:
+    patch.setattr(drafts, "begin", some)
+    yield
 
 
 def contents(folder):

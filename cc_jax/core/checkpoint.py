@@ -7,16 +7,20 @@ A checkpoint is a folder named after its step:
 checkpoints/1000/state/    arrays: plain nested dicts, whatever optax holds
                 place/    {"next_index": …, "global_batch": …} as JSON
                 meta/     whatever the caller wants to find again, as JSON
+                sums/     of each array's bits, as JSON: see core/sums.py
 ```
 Orbax writes it under another name and renames it when it is complete, so a
 folder with a number is a whole checkpoint. Arrays are stored whole, not by
 device: they can be restored onto another mesh and another number of hosts.
 The names of NamedTuple fields and the places in tuples become keys, so that
 what is on disk does not depend on optax's classes.
+
+What is read is compared with its sums. A checkpoint that was cut short or
+changed is left out, said aloud, and the one before it is used; that it is of
+another model, or that the disk does not answer, is an error.
 """
 
 from collections.abc import Mapping
-import contextlib
 import os
 import signal
 import threading
@@ -28,9 +32,9 @@ from jaxtyping import PyTree
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cc_jax.core import files, tree
+from cc_jax.core import damage, files, sums, tree
 
-STATE, PLACE, META = ITEMS = ("state", "place", "meta")
+STATE, PLACE, META, SUMS = ITEMS = ("state", "place", "meta", "sums")
 SHOWN = 3
 
 
@@ -44,7 +48,12 @@ class Checkpoints(NamedTuple):
 
 
 def manager(
-  folder: str | os.PathLike, *, keep: int | None = 3, async_: bool = True
+  folder: str | os.PathLike,
+  *,
+  keep: int | None = 3,
+  every: int = 0,
+  after: int | None = None,
+  async_: bool = True,
 ) -> Checkpoints:
   """Opens a folder for saving, makes it if need be, clears unfinished saves.
 
@@ -54,17 +63,30 @@ def manager(
   Args:
     folder: local or gs:// path.
     keep: checkpoints to keep, the newest; None for all.
+    every: steps of which each multiple is kept as well; 0 for none.
+    after: the step that a run goes on from, 0 for its beginning. What is there
+      of later ones could not be read; it is kept under the name damaged-STEP.
     async_: write in the background, while training goes on.
 
   Raises:
-    ValueError: `keep` is below 1.
+    ValueError: `keep` is below 1, or `every` below 0.
   """
   if keep is not None and keep < 1:
     raise ValueError(f"keep={keep} checkpoints: must be 1 or more, or None")
+  if every < 0:
+    raise ValueError(f"every={every} steps a checkpoint is kept: 0 for none")
   _quiet()
+  if after is not None:
+    damage.set_aside(
+      [_path(folder) / str(step) for step in steps(folder) if step > after]
+    )
   policies = ocp.checkpoint_managers
+  rules = [policies.LatestN(keep)] if keep else []
+  rules += [policies.EveryNSteps(every)] if keep and every else []
   options = ocp.CheckpointManagerOptions(
-    preservation_policy=policies.LatestN(keep) if keep else None,
+    preservation_policy=policies.AnyPreservationPolicy(rules)
+    if rules
+    else None,
     enable_async_checkpointing=async_,
     cleanup_tmp_directories=True,
   )
@@ -111,21 +133,28 @@ def save(
       f"cannot save step {step} in {checkpoints.folder}, which holds the later"
       f" step {latest}; delete that checkpoint or use another workdir"
     )
+  flat = tree.flatten(state)
   return checkpoints.orbax.save(
     step,
     args=ocp.args.Composite(
-      state=ocp.args.PyTreeSave(tree.unflatten(tree.flatten(state))),
+      state=ocp.args.PyTreeSave(tree.unflatten(flat)),
       place=ocp.args.JsonSave(dict(place)),
       meta=ocp.args.JsonSave(dict(meta)),
+      sums=ocp.args.JsonSave(sums.sums(flat)),
     ),
   )
+
+
+def steps(folder: str | os.PathLike) -> list[int]:
+  """The steps of all checkpoints, in order, whether or not they are whole."""
+  path = _path(folder)
+  return sorted(ocp.utils.checkpoint_steps(path)) if path.exists() else []
 
 
 def latest_step(folder: str | os.PathLike) -> int | None:
   """The newest whole checkpoint; None if there is none, or no such folder."""
   path = _path(folder)
-  steps = ocp.utils.checkpoint_steps(path) if path.exists() else []
-  whole = [s for s in steps if _is_whole(path / str(s))]
+  whole = [s for s in steps(folder) if not _missing(path / str(s))]
   return max(whole, default=None)
 
 
@@ -139,18 +168,24 @@ def restore(
     abstract_state: the pytree to fill, with `jax.ShapeDtypeStruct` leaves.
       A leaf with a sharding becomes a `jax.Array` so placed, on whatever mesh;
       one without becomes a NumPy array.
-    step: which checkpoint; None for the latest.
+    step: which checkpoint; None for the latest that is not damaged. Every
+      process must call this, and all read the same one.
 
   Raises:
-    ValueError: no such checkpoint, or one of another model: any path, shape or
-      type differs.
+    ValueError: no such checkpoint, one of another model (any path, shape or
+      type differs), one on a disk that does not answer, or none that is not
+      damaged.
   """
   _quiet()
-  path = _checkpoint(folder, step)
-  wanted, saved = tree.flatten(abstract_state), _saved(path)
-  _check_same(path, wanted, saved)
-  state = _fill(abstract_state, _read(path, wanted, saved))
-  return state, _json(path / PLACE)
+  wanted = tree.flatten(abstract_state)
+
+  def read(path):
+    saved = _saved(path)
+    _check_same(path, wanted, saved)
+    place = _json(path, PLACE)
+    return _fill(abstract_state, _read(path, wanted, saved)), place
+
+  return _read_one(folder, step, damage.together(read))
 
 
 def load(
@@ -167,24 +202,26 @@ def load(
     abstract: the pytree to fill, as in `restore`, except that a floating type
       may differ from the saved one: float32 weights are read as bfloat16 if
       asked. None gives nested dicts of NumPy arrays, as saved.
-    step: which checkpoint; None for the latest.
+    step: as of `restore`.
 
   Raises:
-    ValueError: no such checkpoint, no such part, or another model.
+    ValueError: as `restore`; or no such part.
   """
   _quiet()
-  path = _checkpoint(folder, step)
-  saved = _saved(path)
-  inside = {p: leaf for p, leaf in saved.items() if p.split(".")[0] == part}
-  if not inside:
-    parts = ", ".join(sorted({p.split(".")[0] for p in saved}))
-    raise ValueError(f"checkpoint {path} has no {part!r}; it has {parts}")
 
-  if abstract is None:
-    return tree.unflatten(_read(path, inside, saved))[part]
-  wanted = tree.flatten({part: abstract})
-  _check_same(path, wanted, inside, casts=True)
-  return _fill({part: abstract}, _read(path, wanted, saved))[part]
+  def read(path):
+    saved = _saved(path)
+    inside = {p: leaf for p, leaf in saved.items() if p.split(".")[0] == part}
+    if not inside:
+      parts = ", ".join(sorted({p.split(".")[0] for p in saved}))
+      raise ValueError(f"checkpoint {path} has no {part!r}; it has {parts}")
+    if abstract is None:
+      return tree.unflatten(_read(path, inside, saved))[part]
+    wanted = tree.flatten({part: abstract})
+    _check_same(path, wanted, inside, casts=True)
+    return _fill({part: abstract}, _read(path, wanted, saved))[part]
+
+  return _read_one(folder, step, read)
 
 
 def meta(folder: str | os.PathLike, step: int | None = None) -> dict[str, Any]:
@@ -194,7 +231,7 @@ def meta(folder: str | os.PathLike, step: int | None = None) -> dict[str, Any]:
     ValueError: no such checkpoint.
   """
   _quiet()
-  return _json(_checkpoint(folder, step) / META)
+  return _json(_checkpoint(folder, step), META)
 
 
 def preempted(checkpoints: Checkpoints, step: int) -> bool:
@@ -233,22 +270,39 @@ def _path(folder):
   )
 
 
-def _is_whole(path):
-  return all((path / item).exists() for item in ITEMS)
+def _missing(path):
+  """Which of its parts a checkpoint does not have."""
+  return [item for item in ITEMS if not (path / item).exists()]
 
 
 def _checkpoint(folder, step):
-  """The path of a checkpoint that is there."""
-  newest = latest_step(folder)
-  if newest is None:
+  """The path of a checkpoint that is there, whole or not."""
+  found = steps(folder)
+  if not found:
     raise ValueError(f"no checkpoint in {os.fspath(folder)}")
-  path = _path(folder) / str(newest if step is None else step)
-  if not _is_whole(path):
+  step = (latest_step(folder) or found[-1]) if step is None else step
+  if step not in found:
     raise ValueError(
       f"no checkpoint of step {step} in {os.fspath(folder)}; the latest is"
-      f" {newest}"
+      f" {found[-1]}"
     )
-  return path
+  return _path(folder) / str(step)
+
+
+def _read_one(folder, step, read):
+  """What `read` makes of one checkpoint, or of the newest undamaged one."""
+
+  def whole(path):
+    if missing := _missing(path):
+      raise damage.Damaged(
+        f"checkpoint {path} is damaged: it has no {missing[0]}"
+      )
+    return read(path)
+
+  if step is not None or not steps(folder):
+    return whole(_checkpoint(folder, step))
+  paths = [_path(folder) / str(step) for step in reversed(steps(folder))]
+  return damage.newest(whole, paths)
 
 
 def _fill(abstract, leaves):
@@ -261,7 +315,7 @@ def _fill(abstract, leaves):
 
 def _saved(path):
   """Shapes and types in a checkpoint, from its metadata alone."""
-  with _readable(path):
+  with damage.readable(path):
     found = ocp.PyTreeCheckpointHandler().metadata(path / STATE)
   return tree.flatten(found.tree)
 
@@ -271,40 +325,42 @@ def _read(path, wanted, saved):
 
   def arguments(leaf):
     sharding = getattr(leaf, "sharding", None)
+    # As saved, so that sums can be compared; they are cast afterwards.
     if isinstance(sharding, jax.sharding.Sharding):
-      return ocp.ArrayRestoreArgs(
-        sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype
-      )
-    return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+      return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape)
+    return ocp.RestoreArgs(restore_type=np.ndarray)
 
   arrays = ocp.args.PyTreeRestore(
     item=tree.unflatten(wanted),
     restore_args=tree.unflatten({p: arguments(x) for p, x in wanted.items()}),
     partial_restore=len(wanted) < len(saved),
   )
-  with (
-    _readable(path),
-    ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
-  ):
-    return tree.flatten(reader.restore(path / STATE, args=arrays))
+  # Without a Checkpointer, in which a host that finds no damage would wait for
+  # one that does.
+  with damage.readable(path):
+    handler = ocp.PyTreeCheckpointHandler()
+    found = tree.flatten(handler.restore(path / STATE, args=arrays))
+    handler.close()
+  expected = _json(path, SUMS)
+  for name, sum_ in sums.sums(found).items():
+    if expected.get(name) != sum_:
+      raise damage.Damaged(
+        f"checkpoint {path} is damaged: the bits of {name} are not those that"
+        " were written"
+      )
+  for name in found:
+    dtype = wanted[name].dtype
+    if found[name].dtype != dtype:
+      found[name] = found[name].astype(dtype)
+  return found
 
 
-@contextlib.contextmanager
-def _readable(path):
-  """Says of a checkpoint that cannot be read which it is, in one line."""
-  try:
-    yield
-  except (ValueError, OSError) as error:
-    reason = str(error).strip().splitlines()[0]
-    raise ValueError(
-      f"checkpoint {path} cannot be read ({reason}); delete it to go on from"
-      " the one before"
-    ) from error
-
-
-def _json(path):
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    return reader.restore(path, args=ocp.args.JsonRestore())
+def _json(path, item):
+  with damage.readable(path):
+    handler = ocp.JsonCheckpointHandler()
+    found = handler.restore(path / item, args=ocp.args.JsonRestore())
+    handler.close()
+  return found
 
 
 def _check_same(path, wanted, saved, casts=False):

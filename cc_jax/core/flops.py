@@ -9,28 +9,83 @@ for each multiplication and addition.
 
 from collections.abc import Callable
 import math
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import jax
 
 
-def count(f: Callable[..., Any], *args: Any) -> int:
+def count(f: Callable[..., Any], *args: Any, trips: int = 1) -> int:
   """Operations of `f(*args)`; arrays may be shapes, nothing is run.
 
-  A while loop counts once, since its length is not known.
+  Those of all devices together, and of a Pallas kernel at all of its grid.
+
+  Args:
+    f: a function of arrays.
+    *args: its arguments.
+    trips: how often a while loop runs whose length is not known.
 
   >>> import jax.numpy as jnp
   >>> count(jnp.matmul, jnp.ones((2, 3)), jnp.ones((3, 5)))
   60
   """
-  return _jaxpr(jax.make_jaxpr(f)(*args).jaxpr)
+  return of_jaxpr(jax.make_jaxpr(f)(*args).jaxpr, trips)
 
 
-def _jaxpr(jaxpr: Any) -> int:
-  return sum(map(_equation, jaxpr.eqns))
+def of_jaxpr(jaxpr: Any, trips: int = 1) -> int:
+  """`count` of what has been traced already."""
+  return sum(_equation(equation, trips) for equation in jaxpr.eqns)
 
 
-def _equation(equation: Any) -> int:
+def by_scope(jaxpr: Any, trips: int = 1) -> dict[str, int]:
+  """`of_jaxpr`, by the outermost named scope, "" for none.
+
+  Forward and backward of a scope are one; a loop in none is "while", as
+  compiled programs have it.
+  """
+  found: dict[str, int] = {}
+  for equation in jaxpr.eqns:
+    operations = _equation(equation, trips)
+    if operations:
+      scope = _scope(str(equation.source_info.name_stack))
+      if not scope and equation.primitive.name in ("scan", "while"):
+        scope = "while"
+      found[scope] = found.get(scope, 0) + operations
+  return found
+
+
+def _scope(stack: str) -> str:
+  """The first scope of "transpose(jvp(up_1))/resnet"."""
+  return re.sub(r"^(\w+\()*|\)*$", "", stack.partition("/")[0])
+
+
+class Kernel(NamedTuple):
+  """A Pallas kernel as it is called.
+
+  Attributes:
+    name: of the kernel.
+    shapes: of its results on one device.
+  """
+
+  name: str
+  shapes: tuple[tuple[int, ...], ...]
+
+
+def kernels(jaxpr: Any) -> dict[Kernel, int]:
+  """Operations of one call, on one device, of each Pallas kernel."""
+  found: dict[Kernel, int] = {}
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "pallas_call":
+      shapes = tuple(tuple(var.aval.shape) for var in equation.outvars)
+      name = equation.params["name"]
+      found[Kernel(name, shapes)] = _equation(equation, 1)
+    else:
+      for inner in _inner(equation):
+        found |= kernels(inner)
+  return found
+
+
+def _equation(equation: Any, trips: int) -> int:
   name, params = equation.primitive.name, equation.params
   if name == "dot_general":
     (contracted, _), _ = params["dimension_numbers"]
@@ -40,12 +95,26 @@ def _equation(equation: Any) -> int:
   if name == "conv_general_dilated":
     return _convolution(equation)
   if name == "cond":
-    return max(_jaxpr(branch.jaxpr) for branch in params["branches"])
-  times = params["length"] if name == "scan" else 1
-  inner = jax.tree.leaves(
-    list(params.values()), is_leaf=lambda x: _open(x) is not None
+    return max(of_jaxpr(branch.jaxpr, trips) for branch in params["branches"])
+  times = 1
+  if name == "scan":
+    times = params["length"]
+  elif name == "while":
+    times = trips
+  elif name == "shard_map":
+    axes = params["newly_manual_axes"]
+    times = math.prod(params["mesh"].shape[axis] for axis in axes)
+  elif name == "pallas_call":
+    times = math.prod(params["grid_mapping"].grid)
+  return times * sum(of_jaxpr(inner, trips) for inner in _inner(equation))
+
+
+def _inner(equation: Any) -> list[Any]:
+  """The equations that an equation holds, as a loop does."""
+  values = jax.tree.leaves(
+    list(equation.params.values()), is_leaf=lambda x: _open(x) is not None
   )
-  return times * sum(_jaxpr(_open(x)) for x in inner if _open(x) is not None)
+  return [_open(value) for value in values if _open(value) is not None]
 
 
 def _convolution(equation: Any) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import importlib.util
 import math
 import os
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,10 @@ class Hardware(NamedTuple):
     price: US dollars an hour on demand.
     clock: of the matrix units, Hz.
     devices: `jax.Device`s that a chip shows as.
+    usable: bytes of memory that programs get, as libtpu 0.0.42.1 says when it
+      refuses one.
+    links: to other chips.
+    watts: measured mean power.
   """
 
   name: str
@@ -39,17 +44,59 @@ class Hardware(NamedTuple):
   price: float | None = None
   clock: float | None = None
   devices: int = 1
+  usable: float | None = None
+  links: int = 0
+  watts: float | None = None
 
 
 # TPU prices: cloud.google.com/tpu/pricing, United States, as of 2025. A100:
 # what MosaicML's README of mosaicml/diffusion reckons with (2023). Clocks are
-# peak / (2 * multipliers).
-V4 = Hardware("v4", 275e12, 32 * GIB, 1.2e12, None, price=3.22, clock=1.05e9)
-V5E = Hardware("v5e", 197e12, 16 * GIB, 819e9, 400e9, price=1.20, clock=1.5e9)
-V5P = Hardware(
-  "v5p", 459e12, 95 * GIB, 2.765e12, 1.2e12, price=4.20, clock=1.75e9
+# peak / (2 * multipliers). v4's links: 1.1 PB/s of all-reduce over 4,096 chips.
+V4 = Hardware(
+  "v4",
+  275e12,
+  32 * GIB,
+  1.2e12,
+  540e9,
+  price=3.22,
+  clock=1.05e9,
+  usable=30.75 * GIB,
+  links=6,
+  watts=170.0,
 )
-V6E = Hardware("v6e", 918e12, 32 * GIB, 1.638e12, 800e9, price=2.70)
+V5E = Hardware(
+  "v5e",
+  197e12,
+  16 * GIB,
+  819e9,
+  400e9,
+  price=1.20,
+  clock=1.5e9,
+  usable=15.75 * GIB,
+  links=4,
+)
+V5P = Hardware(
+  "v5p",
+  459e12,
+  95 * GIB,
+  2.765e12,
+  1.2e12,
+  price=4.20,
+  clock=1.75e9,
+  usable=95.74 * GIB,
+  links=6,
+)
+V6E = Hardware(
+  "v6e",
+  918e12,
+  32 * GIB,
+  1.638e12,
+  800e9,
+  price=2.70,
+  clock=1.75e9,
+  usable=31.25 * GIB,
+  links=4,
+)
 V7X = Hardware("v7x", 2307e12, 192 * GIB, 7.38e12, 1.2e12, devices=2)
 A100_40 = Hardware("A100-40GB", 312e12, 40 * GIB, 1.555e12, 600e9, price=2.0)
 A100_80 = Hardware("A100-80GB", 312e12, 80 * GIB, 2.039e12, 600e9, price=2.0)
@@ -222,6 +269,57 @@ def slice_of(name: str) -> Slice:
   )
 
 
+class Target(NamedTuple):
+  """Slices of one type that work on one program.
+
+  Attributes:
+    slice: one of them.
+    count: how many, joined by the data centre's network.
+  """
+
+  slice: Slice
+  count: int = 1
+
+  @property
+  def name(self) -> str:
+    """ "v4-128", or "2xv4-128"."""
+    several = f"{self.count}x" if self.count > 1 else ""
+    return f"{several}{self.slice.name}"
+
+  @property
+  def chips(self) -> int:
+    """Of all of them."""
+    return self.count * self.slice.chips
+
+
+def target(name: str) -> Target:
+  """What a name such as "v4-128" or "2xv4-128" asks for.
+
+  Raises:
+    ValueError: no such slice, or no number of them.
+  """
+  found = re.fullmatch(r"(?:(\d+)x)?(v\d.*)", name)
+  if not found or found[1] == "0":
+    raise ValueError(
+      f"unknown slice {name!r}; expected a TPU type such as v4-128, or "
+      "several of one, 2xv4-128"
+    )
+  return Target(slice_of(found[2]), int(found[1] or 1))
+
+
+def links(chip: Slice) -> int:
+  """Links of a chip that a slice's shape makes use of.
+
+  Two along an axis that is a ring, one (at its end) along one that is not.
+  """
+  shape = [int(side) for side in chip.topology.split("x")]
+  rings = chip.aot[1]["wrap"]
+  return sum(
+    0 if side == 1 else 2 if ring and side > 2 else 1
+    for side, ring in zip(shape, rings, strict=False)
+  )
+
+
 def _host(shape):
   """The block of chips on one host: 2x2, or a whole slice of up to eight."""
   if len(shape) == 2 and math.prod(shape) <= 8:
@@ -249,6 +347,9 @@ def aot_devices(target: Slice, slices: int = 1) -> list[Any]:
   # libtpu would ask the machine which TPU it has, and lock it.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  # Or it complains that the machine does not say.
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", target.name)
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   from jax.experimental import topologies
 
   name, keywords = target.aot

@@ -6,7 +6,7 @@ Three axes: `data` repeats weights (and may span slices), `fsdp` splits them,
 `data` and `fsdp`. No other file names an axis.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import math
 import re
@@ -14,7 +14,13 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 import numpy as np
 
 from cc_jax.core import tree
@@ -31,6 +37,9 @@ TENSOR = (
   (re.compile(r"mlp\.down\.kernel$"), -2),
   (re.compile(r"token\.embedding$"), -1),
 )
+
+# What of the state of training only the update of the weights reads.
+SPREAD = ("ema.", "opt.")
 
 # Below this many scalars a copy on each device costs less than gathering it.
 SMALL = 2**14
@@ -83,46 +92,83 @@ def make_mesh(
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def spec(
+  path: str,
+  shape: Sequence[int],
+  mesh: Mesh | AbstractMesh,
+  spread: bool = False,
+) -> PartitionSpec:
   """The layout of one array: `tensor` by its path, `fsdp` by its size.
 
   The same function places weights, their averages and moments, frozen
   encoders and restored checkpoints, since their paths end alike.
+
+  Args:
+    path: of the array.
+    shape: of the array.
+    mesh: over whose axes it is laid out.
+    spread: over `data`, too, where the axis that `fsdp` splits divides.
   """
   axes: list[str | None] = [None] * len(shape)
   if math.prod(shape) < SMALL:
     return PartitionSpec(*axes)
   for pattern, axis in TENSOR:
-    if pattern.search(path) and shape[axis] % mesh.shape["tensor"] == 0:
+    ways = mesh.shape["tensor"]
+    # Of one device it would only take the axis away from `fsdp`.
+    if ways > 1 and pattern.search(path) and shape[axis] % ways == 0:
       axes[axis] = "tensor"
   free = [
     axis
     for axis, size in enumerate(shape)
     if axes[axis] is None and size % mesh.shape["fsdp"] == 0
   ]
-  if free:
+  ways = math.prod(mesh.shape[axis] for axis in BATCH)
+  whole = [axis for axis in free if shape[axis] % ways == 0] if spread else []
+  if whole:
+    axes[max(whole, key=lambda axis: shape[axis])] = BATCH
+  elif free:
     axes[max(free, key=lambda axis: shape[axis])] = "fsdp"
   return PartitionSpec(*axes)
 
 
-def layouts(params: Any, mesh: Mesh) -> Any:
-  """A sharding for each leaf of a tree of arrays or shapes."""
-  return jax.tree_util.tree_map_with_path(
-    lambda keys, leaf: NamedSharding(
-      mesh, spec(tree.path(keys), leaf.shape, mesh)
-    ),
-    params,
-  )
+def layouts(params: Any, mesh: Mesh, spread: bool = False) -> Any:
+  """A sharding for each leaf of a tree of arrays or shapes.
+
+  With `spread`, what is below the names of `SPREAD` is so, see `spec`.
+  """
+
+  def layout(keys, leaf):
+    path = tree.path(keys)
+    wide = spread and path.startswith(SPREAD)
+    return NamedSharding(mesh, spec(path, leaf.shape, mesh, wide))
+
+  return jax.tree_util.tree_map_with_path(layout, params)
 
 
-def with_layouts(shapes: Any, mesh: Mesh) -> Any:
+def with_layouts(shapes: Any, mesh: Mesh, spread: bool = False) -> Any:
   """Shapes that carry the layout in which arrays are to be made."""
   return jax.tree.map(
     lambda leaf, layout: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=layout
     ),
     shapes,
-    layouts(shapes, mesh),
+    layouts(shapes, mesh, spread),
+  )
+
+
+def spread(tree_: Any) -> Any:
+  """Splits what an update works on over all devices, when a mesh is set.
+
+  So that each updates its own part of the weights: arXiv 2004.13336.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or set(AXES) - set(mesh.axis_names):
+    return tree_
+  return jax.tree_util.tree_map_with_path(
+    lambda keys, leaf: jax.lax.with_sharding_constraint(
+      leaf, spec(tree.path(keys), leaf.shape, mesh, True)
+    ),
+    tree_,
   )
 
 
@@ -191,6 +237,46 @@ def constrain(x: Any) -> Any:
     return x
   layout = PartitionSpec(BATCH, *[None] * (x.ndim - 1))
   return jax.lax.with_sharding_constraint(x, layout)
+
+
+def platform() -> str:
+  """Of the devices that a trace is for: those of the mesh, if one is set.
+
+  A plan traces for devices that this machine does not have.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def by_head(
+  rows: int, heads: int, f: Callable[..., Any]
+) -> Callable[..., Any] | None:
+  """`f(q, k, v, *args)` of arrays [B T N K], on each device's rows and heads.
+
+  For kernels, which the compiler cannot split itself. Without a mesh it is `f`.
+
+  Returns:
+    None if rows or heads do not divide over the devices.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or set(AXES) - set(mesh.axis_names):
+    return f
+  if rows % math.prod(mesh.shape[axis] for axis in BATCH):
+    return None
+  if heads % mesh.shape["tensor"]:
+    return None
+  layout = PartitionSpec(BATCH, None, "tensor")
+
+  def split(q, k, v, *args):
+    return jax.shard_map(
+      lambda q, k, v: f(q, k, v, *args),
+      in_specs=layout,
+      out_specs=layout,
+      # A kernel does not say over which axes its results differ.
+      check_vma=False,
+    )(q, k, v)
+
+  return split
 
 
 def gather(x: Any) -> Any:

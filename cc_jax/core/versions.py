@@ -6,10 +6,14 @@ from importlib import metadata
 import pathlib
 import platform
 import re
+import shlex
 import subprocess
 from typing import Any
 
 from cc_jax.core import files
+
+# The command line of this process, where cc-jax was started by one.
+COMMAND: list[str] = []
 
 _DESCRIBE = ("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
 
@@ -48,8 +52,9 @@ def _revision() -> str:
 def record(workdir: str, stage: str, config: Any) -> None:
   """Notes in workdir/config.json what a stage ran with.
 
-  The file holds, for each stage that has run there, the resolved config, the
-  git revision and the package versions. The first process writes it.
+  The file holds, for each stage that has run there, the command and the
+  resolved config, the devices, the git revision and the package versions. The
+  first process writes it.
   """
   # Late, since passes over data need no jax but the code's version.
   import jax
@@ -59,5 +64,14 @@ def record(workdir: str, stage: str, config: Any) -> None:
   path = files.path(workdir) / "config.json"
   stages = files.read_json(path) if path.exists() else {}
   # Configs hold tuples, which JSON makes lists.
-  stages[stage] = {"config": config.to_dict(), **code()}
+  stages[stage] = {
+    "command": shlex.join(["cc-jax", *COMMAND]) if COMMAND else "",
+    "devices": {
+      "kind": jax.devices()[0].device_kind,
+      "count": jax.device_count(),
+      "hosts": jax.process_count(),
+    },
+    "config": config.to_dict(),
+    **code(),
+  }
   files.write_json(path, stages)

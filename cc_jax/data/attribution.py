@@ -39,24 +39,45 @@ def write(path: str, rows: Sequence[Mapping[str, str]]) -> None:
   """Writes the rows of one shard, atomically."""
   made = io.BytesIO()
   table = pa.Table.from_pylist(list(rows), schema=_SCHEMA)
-  parquet.write_table(table, made, row_group_size=max(len(rows), 1))
+  parquet.write_table(
+    table, made, row_group_size=max(len(rows), 1), write_page_checksum=True
+  )
   files.write_atomic(path, made.getvalue())
 
 
 def read(path: str) -> list[dict[str, str]]:
-  """Reads what `write` wrote."""
-  with files.path(path).open("rb") as file:
-    return parquet.read_table(file).to_pylist()
+  """Reads what `write` wrote.
+
+  Raises:
+    ValueError: it is damaged.
+  """
+  return _table(path).to_pylist()
+
+
+def _table(path: str) -> pa.Table:
+  data = files.path(path).read_bytes()
+  try:
+    table = parquet.read_table(
+      io.BytesIO(data), page_checksum_verification=True
+    )
+    return table.cast(_SCHEMA)
+  # All its own errors, those of its decompressors and of a wrong schema.
+  except (pa.ArrowException, OSError, ValueError) as error:
+    reason = (str(error).splitlines() or ["it is cut"])[0]
+    raise ValueError(f"{path} is damaged ({reason})") from None
 
 
 def join(paths: Iterable[str], folder: str) -> None:
-  """Joins what `write` wrote to one file in the folder of a dataset."""
+  """Joins what `write` wrote to one file in the folder of a dataset.
+
+  Raises:
+    ValueError: one is damaged.
+  """
   with (
     files.open_atomic(os.path.join(folder, NAME)) as target,
     parquet.ParquetWriter(target, _SCHEMA) as writer,
   ):
     for path in paths:
-      with files.path(path).open("rb") as file:
-        table = parquet.read_table(file)
+      table = _table(path)
       if len(table):
         writer.write_table(table, row_group_size=len(table))

@@ -17,6 +17,9 @@ _BOTH = _WIDE + [(w, h) for h, w in _WIDE[:-2]]
 PIXART = tuple(sorted(_BOTH, key=lambda frame: frame[0] / frame[1]))
 """PixArt-alpha's 40 frames (height, width) at 1024, as published."""
 
+# What diffusers' pipelines leave out when they sample.
+_NOT_SAMPLED = (0.26, 0.27, 2.89, 3.11, 3.62, 3.75, 3.88)
+
 
 def buckets(side: int, step: int | None = None) -> tuple[tuple[int, int], ...]:
   """Lists frames (height, width) of about the area of a square, widest first.
@@ -51,3 +54,39 @@ def nearest_bucket(
   """
   distances = [abs(math.log(h / w * width / height)) for h, w in table]
   return distances.index(min(distances))
+
+
+def nearest_bin(ratio: float, side: int) -> tuple[int, int]:
+  """The frame (height, width) that an image of a shape is sampled in.
+
+  By diffusers' rule for PixArt: of 33 of the 40, that whose ratio, rounded to
+  two digits, is nearest.
+
+  Args:
+    ratio: height over width.
+    side: of the square, a multiple of 128. One that is none, as for toy models,
+      has frames in steps of a quarter of it.
+  """
+  table = buckets(side) if side % 128 == 0 else buckets(side, max(1, side // 4))
+  key = lambda frame: round(frame[0] / frame[1], 2)
+  table = [frame for frame in table if key(frame) not in _NOT_SAMPLED]
+  return min(table, key=lambda frame: abs(key(frame) - ratio))
+
+
+def ratio(text: str) -> float:
+  """Height over width, of "16:9" (width first, as screens have it) or "0.56".
+
+  Raises:
+    ValueError: it is neither, or longer than 4 to 1.
+  """
+  width, _, height = text.partition(":")
+  try:
+    found = float(height) / float(width) if height else float(width)
+    if not 1 / 4 <= found <= 4:
+      raise ValueError
+  except (ValueError, ZeroDivisionError):
+    raise ValueError(
+      f"aspect={text!r}; expected WIDTH:HEIGHT or height over width, from 1:4 "
+      "to 4:1"
+    ) from None
+  return found

@@ -98,6 +98,13 @@ def signature(
   # A JPEG decoded at an eighth still has four times the pixels.
   side = 4 * SIDE
   image = images.decode(data, at_least=(side, side), max_pixels=max_pixels)
+  return luminance(image)
+
+
+def luminance(
+  image: UInt8[np.ndarray, "H W 3"],
+) -> UInt8[np.ndarray, "32 32"]:
+  """The signature of a picture that is decoded."""
   grey = Image.fromarray(image).convert("L")
   return np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
 

@@ -34,6 +34,11 @@ class Frames(NamedTuple):
   enlarge: bool = False
   seed: int = 0
 
+  @property
+  def bucketed(self) -> bool:
+    """Whether frames differ in shape."""
+    return len(self.table) > 1
+
 
 def make(
   size: int,
@@ -66,13 +71,16 @@ def make(
 
 
 def cut(
-  example: Mapping[str, Any], frames: Frames
+  example: Mapping[str, Any],
+  frames: Frames,
+  decoded: images.Decoded | None = None,
 ) -> images.Cover | passes.Reject:
   """Decodes an image and cuts its frame out.
 
   Args:
     example: with `image`, the bytes of a file, and `key`.
     frames: among which to choose.
+    decoded: as of `images.decode`, for several cuts of one image.
 
   Returns:
     The crop, or a reject: "image_" and one of `images.REASONS`, "too_small", or
@@ -81,16 +89,17 @@ def cut(
   data = example["image"]
   try:
     height, width, _ = images.probe(data)
-    if len(frames.table) > 1 and max(height, width) > LONGEST * min(
-      height, width
-    ):
+    if frames.bucketed and max(height, width) > LONGEST * min(height, width):
       return passes.Reject("too_long", detail=f"{height} x {width}")
     frame = frames.table[buckets.nearest_bucket(height, width, frames.table)]
     if not frames.enlarge and (height < frame[0] or width < frame[1]):
       detail = f"{height} x {width} for {frame[0]} x {frame[1]}"
       return passes.Reject("too_small", detail=detail)
     return images.decode_cover(
-      data, *frame, position=_position(example["key"], frames)
+      data,
+      *frame,
+      position=_position(example["key"], frames),
+      decoded=decoded,
     )
   except images.ImageError as error:
     return passes.Reject(f"image_{error.reason}", detail=str(error))

@@ -44,6 +44,10 @@ MAX_PIXELS = 100_000_000
 """The largest picture that is decoded by default: 300 MB as RGB."""
 
 
+# Of one file, by the width and height that it was decoded at.
+Decoded = dict[tuple[int, int], np.ndarray]
+
+
 class ImageError(ValueError):
   """A picture that is refused; `reason` is one of `REASONS`."""
 
@@ -111,6 +115,7 @@ def decode(
   *,
   at_least: tuple[int, int] | None = None,
   max_pixels: int = MAX_PIXELS,
+  decoded: Decoded | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Decodes a picture to upright sRGB, in an array that is not writeable.
 
@@ -124,6 +129,8 @@ def decode(
       faster, but not under twice `at_least`: nearer to it, the difference to
       the full picture's reduction reached 5 grey levels, and so is 0.8.
     max_pixels: height times width above which the picture is refused.
+    decoded: what was decoded of this file before, which is not done again, and
+      to which this is added.
 
   Raises:
     ImageError: with one of `REASONS`.
@@ -134,11 +141,17 @@ def decode(
     if at_least and name == "JPEG":
       h, w = at_least if orientation < 5 else at_least[::-1]
       picture.draft(None, (2 * w, 2 * h))
+    reduced = picture.size
+    if decoded and reduced in decoded:
+      return decoded[reduced]
     picture.load()
     picture = _rgb(picture)
     if orientation in _UPRIGHT:
       picture = picture.transpose(_UPRIGHT[orientation])
-    return np.asarray(picture)
+    made = np.asarray(picture)
+  if decoded is not None:
+    decoded[reduced] = made
+  return made
 
 
 def decode_cover(
@@ -148,10 +161,16 @@ def decode_cover(
   *,
   position: tuple[float, float] = (0.5, 0.5),
   max_pixels: int = MAX_PIXELS,
+  decoded: Decoded | None = None,
 ) -> Cover:
-  """`decode` and `resize_cover` at once, with no more pixels than it takes."""
+  """`decode` and `resize_cover` at once, with no more pixels than it takes.
+
+  With `decoded`, as of `decode`, several covers of a file share its pixels.
+  """
   size = probe(data, max_pixels=max_pixels)[:2]
-  image = decode(data, at_least=(height, width), max_pixels=max_pixels)
+  image = decode(
+    data, at_least=(height, width), max_pixels=max_pixels, decoded=decoded
+  )
   return resize_cover(image, height, width, position=position, size=size)
 
 

@@ -13,6 +13,7 @@ need not talk to each other.
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import json
 import os
 from typing import Any, NamedTuple
@@ -21,6 +22,12 @@ from cc_jax.core import files
 from cc_jax.data import attribution, records, shards
 
 FOLDER = ".pass"
+
+# Of a shard of a folder that is unfinished.
+_AGAIN = (
+  "delete it and what has its name beside it, and the same command makes that "
+  "shard anew"
+)
 
 
 class Ledger(NamedTuple):
@@ -129,7 +136,8 @@ def load(ledger: Ledger, split: str, shard: int) -> dict[str, Any] | None:
   path = _path(ledger, split, shard)
   if not files.path(path).exists():
     return None
-  notes = files.read_json(path)
+  with _remedy(_AGAIN):
+    notes = files.read_json(path)
   if notes["settings"] != ledger.digest:
     raise ValueError(
       f"{path} was written with other settings than {FOLDER}/pass.json; two "
@@ -157,12 +165,23 @@ def owners(
   The images are read only where no attribution was written.
   """
   if "attribution" in ledger.settings:
-    yield from attribution.read(attribution_path(ledger, split, shard))
+    path = attribution_path(ledger, split, shard)
+    with _remedy("copy it from where it was made, or make the dataset again"):
+      yield from attribution.read(path)
     return
   names = {field.name for field in dataset.fields}
   wanted = sorted(names & set(attribution.COLUMNS))
   for example in shards.read(dataset, split, shard, wanted):
     yield attribution.row(example)
+
+
+@contextlib.contextmanager
+def _remedy(words: str) -> Iterator[None]:
+  """Adds to what is said of a damaged file what can be done."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{error}; {words}") from None
 
 
 def attribution_path(ledger: Ledger, split: str, shard: int) -> str:
@@ -239,7 +258,8 @@ def describe(ledger: Ledger, fields: Sequence[records.Field]) -> bool:
       for split, count in settings["splits"].items()
       for shard in range(count)
     )
-    attribution.join(parts, folder)
+    with _remedy(_AGAIN):
+      attribution.join(parts, folder)
   files.write_json(os.path.join(folder, shards.PROVENANCE), provenance)
   shards.write_metadata(folder, settings["name"], fields, sizes)
   return True

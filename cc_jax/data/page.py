@@ -23,6 +23,7 @@ _HERE = pathlib.Path(__file__).parent
 # Places of ticks within a factor of ten.
 _TICKS = (1, 1.5, 2, 3, 4, 5, 6, 8)
 _WIDE = 400  # Of charts, in pixels.
+RIGHT = ' class="right"'
 PAGE = 48
 """Pictures that are shown at once."""
 
@@ -237,15 +238,90 @@ def figure(picture: Picture) -> str:
   )
 
 
+def gallery(pictures: Sequence[Picture], sample: str) -> str:
+  """Pictures with what is owed to their authors, a page of them at a time.
+
+  Args:
+    pictures: in order.
+    sample: a sentence over them.
+  """
+  held = sorted({picture.licence for picture in pictures})
+  options = "".join(f"<option>{escape(licence)}</option>" for licence in held)
+  return string.Template((_HERE / "gallery.html").read_text()).substitute(
+    sample=escape(sample),
+    options=options,
+    figures="".join(figure(picture) for picture in pictures),
+    page=PAGE,
+  )
+
+
+def table(
+  title: str, head: Sequence[str], rows: Sequence[Sequence[str]]
+) -> str:
+  """A table with names on the left; cells are text.
+
+  Args:
+    title: over it.
+    head: of the columns; () for none.
+    rows: of as many cells.
+  """
+  cell = lambda text: f'<td class="number">{escape(text)}</td>'
+  top = ""
+  if head:
+    names = "".join(
+      f'<th scope="col"{RIGHT if i else ""}>{escape(name)}</th>'
+      for i, name in enumerate(head)
+    )
+    top = f"<thead><tr>{names}</tr></thead>"
+  body = "".join(
+    f'<tr><th scope="row">{escape(row[0])}</th>{"".join(map(cell, row[1:]))}'
+    "</tr>"
+    for row in rows
+  )
+  return (
+    f"<table><caption>{escape(title)}</caption>{top}"
+    f"<tbody>{body}</tbody></table>"
+  )
+
+
+def code(text: str) -> str:
+  """Text as it is typed."""
+  return f"<pre>{escape(text)}</pre>"
+
+
+def picture(image: bytes, text: str, kind: str = "webp") -> str:
+  """A picture as large as there is room, with a line under it.
+
+  Args:
+    image: a file.
+    text: for the line, and for those who do not see it.
+    kind: of the file.
+  """
+  data = base64.b64encode(image).decode()
+  return (
+    f'<figure class="wide"><img src="data:image/{kind};base64,{data}" '
+    f'alt="{escape(text)}"><figcaption>{escape(text)}</figcaption></figure>'
+  )
+
+
+def whole(title: str, *parts: str) -> str:
+  """A heading and parts under one another, over the whole width."""
+  return (
+    f"<section><h2>{escape(title)}</h2>{''.join(filter(None, parts))}"
+    "</section>\n"
+  )
+
+
 def render(
   title: str,
   subtitle: str,
   numbers: Mapping[str, str],
   sections: Sequence[str],
-  pictures: Sequence[Picture],
-  sample: str,
   footer: str,
   provenance: str,
+  *,
+  shown: str = "",
+  source: str = "provenance.json",
 ) -> str:
   """The whole page.
 
@@ -253,27 +329,23 @@ def render(
     title: of the page.
     subtitle: a sentence under it.
     numbers: for `totals`.
-    sections: made by `section`.
-    pictures: of the gallery, in order.
-    sample: a sentence over the gallery.
+    sections: made by `section` and `whole`.
     footer: a sentence at the end.
     provenance: JSON text.
+    shown: the `gallery`; "" for none, and then there is no script.
+    source: the name of the JSON text.
   """
-  script = (_HERE / "page.js").read_text()
+  script = (_HERE / "page.js").read_text() if shown else ""
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-  held = sorted({picture.licence for picture in pictures})
-  options = "".join(f"<option>{escape(licence)}</option>" for licence in held)
   return string.Template((_HERE / "page.html").read_text()).substitute(
-    script=script,
+    script=f"<script>{script}</script>\n" if shown else "",
     script_hash=f"sha256-{digest}",
     title=escape(title),
     subtitle=escape(subtitle),
     totals=totals(numbers),
     sections="".join(sections),
-    sample=escape(sample),
-    options=options,
-    figures="".join(figure(picture) for picture in pictures),
-    page=PAGE,
+    gallery=shown,
     footer=escape(footer),
     provenance=escape(provenance),
+    source=escape(source),
   )

@@ -10,17 +10,27 @@ nothing but the folder: process p makes the pieces p, p + P, ... A pass that was
 killed and run again leaves the same bytes as one that was not.
 
 Records are kept or rejected, never lost: kept + rejected = read.
+
+A pass may fill several folders at once, each as if it were the only one: what
+is kept for one may be rejected for another, and each is finished by itself.
 """
 
-import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import functools
-import itertools
 import os
 from typing import Any, NamedTuple
 
 from cc_jax.core import files, versions
-from cc_jax.data import aligned, attribution, ledger, records, shards, tally
+from cc_jax.data import (
+  aligned,
+  attribution,
+  drafts,
+  ledger,
+  records,
+  shards,
+  tally,
+)
 
 
 class Reject(NamedTuple):
@@ -89,23 +99,67 @@ def inputs(datasets: Sequence[shards.Dataset]) -> list[dict[str, str]]:
   ]
 
 
+class Output(NamedTuple):
+  """A folder that a pass fills.
+
+  Attributes:
+    folder: local or `gs://`.
+    features: what is written to it, as in data/records.py.
+    config: whatever else decides what is written; JSON values.
+    weights: the SHA-256 of the weights that made each feature.
+  """
+
+  folder: str | os.PathLike[str]
+  features: Mapping[str, records.Spec]
+  config: Mapping[str, Any]
+  weights: Mapping[str, str] | None = None
+
+
+# Its ledger, and what its records hold.
+Target = tuple[ledger.Ledger, Sequence[records.Field]]
 Progress = Callable[[int], Any]
-# Takes a function that makes the shard of a piece, and the pieces.
+# Takes a function that makes the shards of a piece, and the pieces.
 Runner = Callable[[Callable[[Piece], None], Sequence[Piece]], None]
 
 
 def run(
   folder: str | os.PathLike[str],
   *,
+  features: Mapping[str, records.Spec],
+  fn: Callable[[list[Any]], Sequence[Any]],
+  config: Mapping[str, Any],
+  weights: Mapping[str, str] | None = None,
+  **how: Any,
+) -> tally.Counts:
+  """Maps `fn` over pieces and writes a dataset; finishes what was begun.
+
+  Args:
+    folder: of the only `Output`, which is of these
+    features: and
+    config: and
+    weights:
+    fn: returns the one result of each example.
+    **how: as of `fill`, which also says what is raised.
+  """
+  output = Output(folder, features, config, weights)
+  return fill([output], fn=functools.partial(_alone, fn), **how)[0]
+
+
+def _alone(
+  fn: Callable[[list[Any]], Sequence[Any]], batch: list[Any]
+) -> list[tuple[Any]]:
+  return [(result,) for result in fn(batch)]
+
+
+def fill(
+  outputs: Sequence[Output],
+  *,
   name: str,
   stage: str,
-  features: Mapping[str, records.Spec],
   pieces: Sequence[Piece],
-  fn: Callable[[list[Any]], Sequence[Any]],
+  fn: Callable[[list[Any]], Sequence[Sequence[Any]]],
   batch_size: int,
-  config: Mapping[str, Any],
   inputs: Sequence[Any],
-  weights: Mapping[str, str] | None = None,
   keep_all: bool = False,
   attribute: bool = False,
   flags: str | None = None,
@@ -114,44 +168,43 @@ def run(
   process_count: int = 1,
   progress: Progress | None = None,
   runner: Runner | None = None,
-) -> tally.Counts:
-  """Maps `fn` over the pieces and writes a dataset; finishes what was begun.
+) -> list[tally.Counts]:
+  """`run` with several folders, which are made from the pieces together.
+
+  Each is as `run` would have made it, and either goes on with what the other
+  began. A piece is read when a shard is missing in any of them.
 
   Args:
-    folder: of the output, local or `gs://`.
-    name: of the dataset, the first part of its shards' names.
+    outputs: the folders.
+    name: of the datasets, the first part of their shards' names.
     stage: that runs the pass.
-    features: what `fn` returns, as in data/records.py.
     pieces: the whole pass, the same on every process.
     fn: takes a list of at most `batch_size` examples and returns a list of the
-      same length, of examples and rejects. Batches are made in order and do not
-      cross shards; the last one of a shard may be shorter. What it raises is a
-      bug and ends the pass.
+      same length: for each a result an output, an example or a reject. Batches
+      are made in order and do not cross shards; the last one of a shard may be
+      shorter. What it raises is a bug and ends the pass.
     batch_size: how many examples `fn` takes at once.
-    config: whatever else decides what is written; JSON values.
     inputs: what the pieces read, JSON values; `inputs()` for datasets.
-    weights: the SHA-256 of the weights that made each feature.
-    keep_all: for a side folder, which must stay aligned with its input: a
+    keep_all: for side folders, which must stay aligned with their input: a
       reject, or a `key` other than the input's, is an error.
     attribute: whether to write data/attribution.py's file beside the shards.
     flags: a feature, a list of texts, of which each is counted.
     code: recorded as what wrote the shards; `versions.code()` when None.
     process_index: this process, of
-    process_count: processes that run the same pass on the same folder.
+    process_count: processes that run the same pass on the same folders.
     progress: called with a number of records each time so many are done.
     runner: makes the shards of the pieces that it is given, in any order and
       on any machine; None makes them here, one after another.
 
   Returns:
-    tally.Counts of the shards of this process.
+    For each output, tally.Counts of the shards of this process.
 
   Raises:
-    ValueError: if the folder holds something else, or was begun with other
+    ValueError: if a folder holds something else, or was begun with other
       settings; if `fn` returns another number of results than it got, or an
-      example that does not fit `features`; if the runner has made a shard where
-      this process does not see it.
+      example that does not fit its features; if the runner has made a shard
+      where this process does not see it.
   """
-  folder = os.fspath(folder)
   if batch_size < 1:
     raise ValueError(f"batch_size={batch_size}; expected 1 or more")
   if not 0 <= process_index < process_count:
@@ -160,34 +213,36 @@ def run(
       "expected an index from 0 to one less than the count"
     )
   order = _order(pieces)
-  fields = records.fields(features)
   for piece in order:
     shards.filename(name, piece.split, piece.index, piece.count)
+  # In this order on disk; None is what each output has of its own.
   settings = {
     "stage": stage,
     "name": name,
-    "features": {field.name: str(field) for field in fields},
+    "features": None,
     "splits": {piece.split: piece.count for piece in order},
     "batch_size": batch_size,
-    "config": dict(config),
+    "config": None,
     "inputs": list(inputs),
-    "weights": dict(sorted((weights or {}).items())),
+    "weights": None,
   }
   if attribute:
     settings["attribution"] = list(attribution.COLUMNS)
   if flags:
     settings["flags"] = flags
-  book = ledger.begin(folder, settings)
+  targets = [_begin(output, settings) for output in outputs]
   code = dict(versions.code() if code is None else code)
   progress = progress or (lambda count: None)
 
   own = order[process_index::process_count]
-  notes = {piece: _notes(book, piece) for piece in own}
-  for note in filter(None, notes.values()):
-    progress(note["read"])
-  waiting = [piece for piece, note in notes.items() if note is None]
+  notes = [{piece: _note(target, piece) for piece in own} for target in targets]
+  waiting = [piece for piece in own if any(n[piece] is None for n in notes)]
+  wrote = [sum(note is None for note in n.values()) for n in notes]
+  for piece in own:
+    if piece not in waiting:
+      progress(notes[0][piece]["read"])
   one = functools.partial(
-    make, book, fields, fn, batch_size=batch_size, keep_all=keep_all, code=code
+    make, targets, fn, batch_size=batch_size, keep_all=keep_all, code=code
   )
   if runner is None:
     for piece in waiting:
@@ -195,27 +250,30 @@ def run(
   elif waiting:
     runner(one, waiting)
   for piece in waiting:
-    notes[piece] = _notes(book, piece)
-    if notes[piece] is None:
-      raise ValueError(
-        f"shard {piece.index} of {piece.split} was made, but not in {folder} "
-        "as it is seen here; name a folder that all machines share"
-      )
+    for target, found in zip(targets, notes, strict=True):
+      found[piece] = _note(target, piece)
+      if found[piece] is None:
+        raise ValueError(
+          f"shard {piece.index} of {piece.split} was made, but not in "
+          f"{target[0].folder} as it is seen here; name a folder that all "
+          "machines share"
+        )
     if runner is not None:
-      progress(notes[piece]["read"])
-  complete = ledger.finish(book, fields)
-  return tally.Counts(
-    **ledger.total(list(notes.values())),
-    shards=len(waiting),
-    skipped=len(own) - len(waiting),
-    complete=complete,
-  )
+      progress(notes[0][piece]["read"])
+  return [
+    tally.Counts(
+      **ledger.total(list(found.values())),
+      shards=count,
+      skipped=len(own) - count,
+      complete=ledger.finish(*target),
+    )
+    for target, found, count in zip(targets, notes, wrote, strict=True)
+  ]
 
 
 def make(
-  book: ledger.Ledger,
-  fields: Sequence[records.Field],
-  fn: Callable[[list[Any]], Sequence[Any]],
+  targets: Sequence[Target],
+  fn: Callable[[list[Any]], Sequence[Sequence[Any]]],
   piece: Piece,
   *,
   batch_size: int,
@@ -223,25 +281,39 @@ def make(
   code: Mapping[str, Any],
   progress: Progress = lambda count: None,
 ) -> None:
-  """Writes one shard and its notes, unless they are there; see `run`.
+  """Writes the shards of one piece that are not there yet; see `fill`.
 
   Any process may call it, several at once and again after one was killed: all
   write the same bytes.
   """
-  if _notes(book, piece) is not None:
+  wanted = [i for i, x in enumerate(targets) if _note(x, piece) is None]
+  if not wanted:
     return
-  entries = _map(piece, fn, batch_size, keep_all, progress)
-  name = book.settings["name"]
-  flags = book.settings.get("flags")
-  note, owners = _write(book.folder, name, piece, fields, entries, flags)
-  if "attribution" in book.settings:
-    place = ledger.attribution_path(book, piece.split, piece.index)
-    attribution.write(place, owners)
-  ledger.save(book, piece.split, piece.index, {"code": code, **note})
+  place = piece.split, piece.index, piece.count
+  with contextlib.ExitStack() as stack:
+    writes = [
+      stack.enter_context(drafts.begin(*targets[i], *place, code))
+      for i in wanted
+    ]
+    entries = _map(piece, fn, len(targets), batch_size, keep_all, progress)
+    for entry, results in entries:
+      for i, write in zip(wanted, writes, strict=True):
+        write(entry, results[i])
 
 
-def _notes(book: ledger.Ledger, piece: Piece) -> dict[str, Any] | None:
-  return ledger.load(book, piece.split, piece.index)
+def _begin(output: Output, settings: Mapping[str, Any]) -> Target:
+  """Begins a folder with the settings of all, and its own."""
+  fields = records.fields(output.features)
+  own = {
+    "features": {field.name: str(field) for field in fields},
+    "config": dict(output.config),
+    "weights": dict(sorted((output.weights or {}).items())),
+  }
+  return ledger.begin(os.fspath(output.folder), {**settings, **own}), fields
+
+
+def _note(target: Target, piece: Piece) -> dict[str, Any] | None:
+  return ledger.load(target[0], piece.split, piece.index)
 
 
 def _order(pieces: Sequence[Piece]) -> list[Piece]:
@@ -265,18 +337,19 @@ def _order(pieces: Sequence[Piece]) -> list[Piece]:
 
 def _map(
   piece: Piece,
-  fn: Callable[[list[Any]], Sequence[Any]],
+  fn: Callable[[list[Any]], Sequence[Sequence[Any]]],
+  outputs: int,
   batch_size: int,
   keep_all: bool,
   progress: Progress,
-) -> Iterator[tuple[Any, Any]]:
-  """Yields (input, result) for what a piece reads, in order, batch by batch."""
+) -> Iterator[tuple[Any, Sequence[Any]]]:
+  """Yields (input, results), in the order they are read, batch by batch."""
   # A reject of the reader takes its place among the others and no place in a
   # batch, so that batches are full.
   held: list[Any] = []
   size = 0
 
-  def mapped() -> Iterator[tuple[Any, Any]]:
+  def mapped() -> Iterator[tuple[Any, Sequence[Any]]]:
     batch = [entry for entry in held if not isinstance(entry, Reject)]
     results = fn(batch) if batch else []
     if len(results) != len(batch):
@@ -286,10 +359,11 @@ def _map(
       )
     results = iter(results)
     for entry in held:
-      result = entry if isinstance(entry, Reject) else next(results)
-      if keep_all:
+      refused = isinstance(entry, Reject)
+      found = (entry,) * outputs if refused else next(results)
+      for result in found if keep_all else ():
         _check_kept(entry, result)
-      yield entry, result
+      yield entry, found
 
   for entry in piece.read():
     held.append(entry)
@@ -310,70 +384,8 @@ def _check_kept(entry: Any, result: Any) -> None:
       f"a side folder must keep every record, but {result.where!r} was "
       f"rejected ({result.reason}); give it an empty value instead"
     )
-  if result.get("key") != _of(entry, "key"):
+  if result.get("key") != drafts.of(entry, "key"):
     raise ValueError(
       f"a side folder must keep the keys of its input; expected "
-      f"{entry.get('key')!r}, got {result.get('key')!r}"
+      f"{drafts.of(entry, 'key')!r}, got {result.get('key')!r}"
     )
-
-
-def _of(entry: Any, field: str) -> Any:
-  """Returns a field of what a piece yields, a dict or a tuple with names."""
-  if isinstance(entry, Mapping):
-    return entry.get(field)
-  return getattr(entry, field, None)
-
-
-def _write(
-  folder: str,
-  name: str,
-  piece: Piece,
-  fields: Sequence[records.Field],
-  entries: Iterator[tuple[Any, Any]],
-  flags: str | None,
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-  """Writes one shard; returns its counts and rejects, and its attribution."""
-  rejects: list[dict[str, Any]] = []
-  owners: list[dict[str, str]] = []
-  licences: collections.Counter[str] = collections.Counter()
-  flagged: collections.Counter[str] = collections.Counter()
-  number = itertools.count()
-
-  def kept() -> Iterator[records.Example]:
-    for entry, result in entries:
-      index = next(number)
-      if not isinstance(result, Reject):
-        licence = result.get("licence") or _of(entry, "licence")
-        if licence:
-          licences[licence] += 1
-        if flags:
-          flagged.update(result[flags])
-        owners.append(attribution.row(result))
-        yield result
-        continue
-      where = result.where or _of(entry, "where") or _of(entry, "key") or ""
-      rejects.append(
-        {
-          "split": piece.split,
-          "shard": piece.index,
-          "record": index,
-          **result._replace(where=where)._asdict(),
-        }
-      )
-
-  file = shards.filename(name, piece.split, piece.index, piece.count)
-  count, size = shards.write(os.path.join(folder, file), fields, kept())
-  read = next(number)
-  if count + len(rejects) != read:
-    raise AssertionError(f"{file}: {count} + {len(rejects)} != {read}")
-  reasons = collections.Counter(reject["reason"] for reject in rejects)
-  counted = {"flags": dict(sorted(flagged.items()))} if flags else {}
-  return {
-    "read": read,
-    "kept": count,
-    "rejected": dict(sorted(reasons.items())),
-    "licences": dict(sorted(licences.items())),
-    **counted,
-    "bytes": size,
-    "rejects": rejects,
-  }, owners

@@ -16,7 +16,7 @@ is written last: a folder that has it is complete. data/records.py says what a
 record may hold, data/aligned.py reads several folders side by side.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -207,6 +207,22 @@ def write_records(
   path: str | os.PathLike[str], encoded: Iterable[bytes]
 ) -> tuple[int, int]:
   """Writes one shard of records that are encoded already; see `write`."""
+  count = size = 0
+  with writing(path) as write:
+    for record in encoded:
+      write(record)
+      count, size = count + 1, size + len(record)
+  return count, size
+
+
+@contextlib.contextmanager
+def writing(
+  path: str | os.PathLike[str],
+) -> Iterator[Callable[[bytes], None]]:
+  """Takes a shard's encoded records one by one.
+
+  It appears under `path` when the block ends, unless by an error; see `write`.
+  """
   target = os.fspath(path)
   local = target
   if files.is_remote(target):
@@ -215,12 +231,13 @@ def write_records(
     os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
   written = files.temporary(local)
   writer = array_record_module.ArrayRecordWriter(written, WRITER_OPTIONS)
-  count = size = 0
+
+  def write(record: bytes) -> None:
+    with _refusals(written):
+      writer.write(record)
+
   try:
-    for record in encoded:
-      with _refusals(written):
-        writer.write(record)
-      count, size = count + 1, size + len(record)
+    yield write
     with _refusals(written):
       writer.close()
     files.commit(written, target)
@@ -229,7 +246,6 @@ def write_records(
       writer.close()
     pathlib.Path(written).unlink(missing_ok=True)
     raise
-  return count, size
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ The list is as on the Hugging Face hub: `metadata.jsonl` has one JSON object a
 line, `metadata.csv` a header and one row an image, with the image's path and
 whatever is known of it. Without one, every image file of the folder is a row
 that states nothing, but for its title if a text file of the same name lies
-beside it: "a.jpg", "a.txt".
+beside it ("a.jpg", "a.txt"), or if its folder is named after its class, as in
+labelled data sets ("train/cat/a.jpg").
 
 A file or a sha256 that an earlier line has stated already is a duplicate. That
 is decided from the lines alone, before any image is read, so that shards stay
@@ -26,6 +27,8 @@ from cc_jax.data import passes, rows
 LISTS = ("metadata.jsonl", "metadata.csv")
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SIDECAR = ".txt"
+# Folders that are named after no class.
+PARTS = ("", "images", "test", "train", "val", "validation")
 
 
 class _Entry(NamedTuple):
@@ -263,7 +266,10 @@ def _unlisted(
     return passes.Reject(
       "not_listed", where, f"no line of {found.name} names it"
     )
-  fields = {}
+  folder = os.path.basename(os.path.dirname(entry.file))
+  fields = (
+    {} if folder in PARTS else {wanted.columns["title"]: rows.printable(folder)}
+  )
   try:
     image = (root / entry.file).read_bytes()
     if entry.sidecar:

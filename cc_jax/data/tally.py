@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a pass did, in numbers and in one line."""
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Mapping, Sequence
 import types
 from typing import NamedTuple
 
@@ -39,6 +40,27 @@ class Counts(NamedTuple):
       + f"; wrote {self.shards} shards, skipped {self.skipped} as done"
       + ("" if self.complete else "; other processes are not done yet")
     )
+
+
+def together(counts: Sequence[Counts]) -> Counts:
+  """What several passes did, as one."""
+
+  def added(name: str) -> dict[str, int]:
+    found: collections.Counter[str] = collections.Counter()
+    for one in counts:
+      found.update(getattr(one, name))
+    return dict(sorted(found.items()))
+
+  return Counts(
+    read=sum(one.read for one in counts),
+    kept=sum(one.kept for one in counts),
+    rejected=added("rejected"),
+    licences=added("licences"),
+    shards=sum(one.shards for one in counts),
+    skipped=sum(one.skipped for one in counts),
+    complete=all(one.complete for one in counts),
+    flags=added("flags"),
+  )
 
 
 def _listed(counts: Mapping[str, int]) -> str:

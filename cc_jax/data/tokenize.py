@@ -111,7 +111,7 @@ def ids(tokenizer: transformers.PreTrainedTokenizerBase) -> dict[str, int]:
   }
 
 
-def repad(tokens: Any, eos: int, pad: int) -> Any:
+def repad(tokens: Any, eos: Any, pad: Any) -> Any:
   """Ids with another padding: what follows the first `eos` becomes `pad`.
 
   SDXL's two towers share their ids but not their padding, so one array is
@@ -121,7 +121,7 @@ def repad(tokens: Any, eos: int, pad: int) -> Any:
 
   Args:
     tokens: int32 [... T], of numpy or jax.
-    eos: id of the end token.
+    eos: id of the end token, a number or an array of none
     pad: id of the padding.
   """
   ends = tokens == eos

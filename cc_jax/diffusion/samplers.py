@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From noise to data: five samplers that are one loop.
 
+A sixth, for networks that learn a variance, is in variational.py: iddpm.
+
 A sampler calls the network at falling timesteps. Each call turns xt into an
 estimate of the data, x0 (schedule.py, equation 5), and moves towards it. All
 five methods take the same linear step from (alpha, sigma) to (alpha', sigma'),
@@ -62,7 +64,7 @@ from jaxtyping import Float, Float32, PRNGKeyArray
 import numpy as np
 
 from cc_jax.diffusion import schedule as schedules
-from cc_jax.diffusion import timesteps
+from cc_jax.diffusion import timesteps, variational
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -228,16 +230,18 @@ SAMPLERS = {
   "heun": heun,
   "dpm_solver_pp": dpm_solver_pp,
 }
+# Which ask the network for a variance, too.
+LEARNED = {"iddpm": variational.iddpm}
 
 
 def by_name(name: str) -> Callable[..., jax.Array]:
   """The sampler of this name; ValueError with the names for another."""
-  if name not in SAMPLERS:
+  found = SAMPLERS | LEARNED
+  if name not in found:
     raise ValueError(
-      f"unknown sampler {name!r}; diffusion/samplers.py has "
-      + ", ".join(SAMPLERS)
+      f"unknown sampler {name!r}; diffusion/samplers.py has " + ", ".join(found)
     )
-  return SAMPLERS[name]
+  return found[name]
 
 
 def guided(
@@ -246,6 +250,7 @@ def guided(
   uncond: Any,
   guidance: float | int | Float[jax.Array, ""],
   rescale: float | int = 0.0,
+  channels: int | None = None,
 ) -> Denoise:
   """Classifier-free guidance (Ho & Salimans 2207.12598) around a network.
 
@@ -264,6 +269,9 @@ def guided(
     uncond: the context of the empty prompt, with the same shapes.
     guidance: 1 for none; may be a traced scalar.
     rescale: from 0, for none, to 1.
+    channels: how many of the output are guided, the first ones; the others, as
+      a learned variance, are the conditional output's. None for all. DiT's code
+      guides three of four latent channels.
   """
   if not 0 <= rescale <= 1:
     raise ValueError(f"rescale={rescale}; expected between 0 and 1")
@@ -275,13 +283,16 @@ def guided(
     outputs = denoise(
       jnp.tile(xt, (2,) + (1,) * (xt.ndim - 1)), jnp.tile(t, 2), context
     )
-    without, given = jnp.split(outputs.astype(jnp.float32), 2)
+    without, whole = jnp.split(outputs.astype(jnp.float32), 2)
+    without, given = without[..., :channels], whole[..., :channels]
+    rest = whole[..., given.shape[-1] :]
     output = given + (guidance - 1) * (given - without)
     if rescale == 0:
-      return output
+      return jnp.concatenate([output, rest], axis=-1)
     axes = tuple(range(1, xt.ndim))
     ratio = given.std(axes, keepdims=True) / output.std(axes, keepdims=True)
-    return output * (1 + rescale * (ratio - 1))
+    output = output * (1 + rescale * (ratio - 1))
+    return jnp.concatenate([output, rest], axis=-1)
 
   return denoise_guided
 

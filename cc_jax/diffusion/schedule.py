@@ -50,7 +50,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32, Int, PRNGKeyArray
+from jaxtyping import Float, Float32, Float64, Int, PRNGKeyArray
 import numpy as np
 
 KINDS = ("scaled_linear", "linear", "cosine")
@@ -91,12 +91,12 @@ class Schedule:
   @functools.cached_property
   def alpha(self) -> Float32[np.ndarray, "steps"]:
     """What multiplies x0 at each timestep."""
-    return _frozen(_alpha(self))
+    return _frozen(exact_alpha(self))
 
   @functools.cached_property
   def sigma(self) -> Float32[np.ndarray, "steps"]:
     """What multiplies eps at each timestep."""
-    return _frozen(np.sqrt(1 - _alpha(self) ** 2))
+    return _frozen(np.sqrt(1 - exact_alpha(self) ** 2))
 
 
 def scaled_linear(
@@ -130,7 +130,8 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
   return dataclasses.replace(schedule, zero_snr=True)
 
 
-def _alpha(schedule):
+def exact_alpha(schedule: Schedule) -> Float64[np.ndarray, "steps"]:
+  """alpha as it is computed; betas are differences of it, lost in float32."""
   ends = schedule.beta_start, schedule.beta_end
   if schedule.kind == "linear":
     beta = np.linspace(*ends, schedule.steps)

@@ -232,6 +232,12 @@ def write(
   Raises:
     ValueError: an unknown sampler or option, or what its class does not have.
   """
+  samplers.by_name(sampler)
+  if sampler not in CLASSES:
+    raise ValueError(
+      f"no scheduler of diffusers gives a pipeline the images of {sampler}; "
+      f"set sample.sampler to one of {', '.join(CLASSES)}"
+    )
   arguments = inspect.signature(samplers.by_name(sampler)).parameters
   known = {
     name: a.default

@@ -163,16 +163,28 @@ def standard_error(
 ) -> float:
   """By how much FID would differ for other images of the same model.
 
-  To first order, what an image adds to FID is its influence
+  std(f) / sqrt(N) of the `influence` f (the infinitesimal jackknife). Against
+  the spread of fresh Gaussian images it was right to 6 % for 16 images a
+  dimension, and up to 36 % too large for two.
+
+  Raises:
+    ValueError: there are no more images than dimensions, or widths differ.
+  """
+  found = influence(generated, real)
+  return float(found.std(ddof=1) / np.sqrt(len(found)))
+
+
+def influence(
+  generated: Float[np.ndarray, "N D"], real: Gaussian
+) -> Float[np.ndarray, "N"]:
+  """What each image adds to FID, to first order, with a mean of zero.
 
     f(x) = 2 (x - mu_1)'(mu_1 - mu_2) + (x - mu_1)' (I - T) (x - mu_1) - const
     T = C_1^(-1/2) (C_1^(1/2) C_2 C_1^(1/2))^(1/2) C_1^(-1/2),
 
-  T being the map that carries the first Gaussian onto the other, and the error
-  is std(f) / sqrt(N) (the infinitesimal jackknife). An approximation: it takes
-  two `eigh` where a bootstrap takes two for each draw. Against the spread of
-  fresh Gaussian images it was right to 6 % for 16 images a dimension, and up to
-  36 % too large for two. The real images are taken as given, and FID's bias is
+  T being the map that carries the first Gaussian onto the other. FID of other
+  images of the same model is about FID + mean f: two `eigh`, where a bootstrap
+  takes two for each draw. The real images are taken as given, and FID's bias is
   not in it.
 
   Raises:
@@ -189,9 +201,9 @@ def standard_error(
   root, inverse = _roots(ours.cov)
   transport = inverse @ _roots(root @ real.cov @ root)[0] @ inverse
   centred = generated - ours.mean
-  influence = 2 * centred @ (ours.mean - real.mean)
-  influence += (centred**2 - (centred @ transport) * centred).sum(axis=1)
-  return float(influence.std(ddof=1) / np.sqrt(count))
+  found = 2 * centred @ (ours.mean - real.mean)
+  found += (centred**2 - (centred @ transport) * centred).sum(axis=1)
+  return found - found.mean()
 
 
 def _roots(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -37,15 +37,12 @@ def inception_score(
   Raises:
     ValueError: see `features.check`; there are fewer images than parts.
   """
-  features.check(logits=logits)
+  log_p = log_shares(logits)
   if not 1 <= splits <= len(logits):
     raise ValueError(f"splits={splits} of {len(logits)} images")
-  logits = logits.astype(np.float64)
   if seed is not None:
-    logits = np.random.default_rng(seed).permutation(logits)
+    log_p = np.random.default_rng(seed).permutation(log_p)
   # p log p is 0 where p is.
-  logits -= logits.max(axis=1, keepdims=True)
-  log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
   scores = []
   for part in np.array_split(log_p, splits):
     p = np.exp(part)
@@ -53,3 +50,32 @@ def inception_score(
     log_marginal = np.log(np.where(marginal > 0, marginal, 1.0))
     scores.append(np.exp((p * (part - log_marginal)).sum(axis=1).mean()))
   return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
+
+
+def log_shares(
+  logits: Float[np.ndarray, "N V"],
+) -> Float[np.ndarray, "N V"]:
+  """log p(y | x) of each image, in float64.
+
+  Raises:
+    ValueError: see `features.check`.
+  """
+  features.check(logits=logits)
+  logits = logits.astype(np.float64)
+  logits -= logits.max(axis=1, keepdims=True)
+  return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def influence(logits: Float[np.ndarray, "N V"]) -> Float[np.ndarray, "N"]:
+  """What each image adds to the score of all images, to first order, centred.
+
+  The score S of all images changes by S (KL(p(y | x) || p(y)) - log S): what p
+  itself changes of p(y) cancels.
+  """
+  log_p = log_shares(logits)
+  p = np.exp(log_p)
+  marginal = p.mean(axis=0)
+  log_marginal = np.log(np.where(marginal > 0, marginal, 1.0))
+  information = (p * (log_p - log_marginal)).sum(axis=1)
+  score = np.exp(information.mean())
+  return score * (information - information.mean())

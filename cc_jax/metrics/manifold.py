@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from cc_jax.metrics import features, pairwise
@@ -42,6 +42,22 @@ class DensityCoverage(NamedTuple):
   coverage: float
 
 
+class Members(NamedTuple):
+  """What the four shares are means of.
+
+  Attributes:
+    precision: of each generated image, whether it is in a ball of a real one.
+    recall: of each real image, whether it is in a ball of a generated one.
+    density: of each generated image, in how many balls it is, by k.
+    coverage: of each real image, whether its ball has a generated one.
+  """
+
+  precision: Bool[np.ndarray, "M"]
+  recall: Bool[np.ndarray, "N"]
+  density: Float[np.ndarray, "M"]
+  coverage: Bool[np.ndarray, "N"]
+
+
 def precision_recall(
   real: Float[np.ndarray, "N D"],
   generated: Float[np.ndarray, "M _"],
@@ -58,10 +74,9 @@ def precision_recall(
   Raises:
     ValueError: see `features.check`; a set has no k-th neighbour.
   """
-  x, y = _sets(real, generated, k)
+  found = members(real, generated, k, k)
   return PrecisionRecall(
-    float(np.mean(_inside(y, x, _radii(x, k)) > 0)),
-    float(np.mean(_inside(x, y, _radii(y, k)) > 0)),
+    float(found.precision.mean()), float(found.recall.mean())
   )
 
 
@@ -81,27 +96,61 @@ def density_coverage(
   Raises:
     ValueError: see `features.check`; a set has no k-th neighbour.
   """
-  x, y = _sets(real, generated, k)
-  radii = _radii(x, k)
+  found = members(real, generated, k, k)
   return DensityCoverage(
-    float(np.mean(_inside(y, x, radii)) / k),
-    float(np.mean(_nearest(x, y) <= radii)),
+    float(found.density.mean()), float(found.coverage.mean())
   )
 
 
-def _sets(real, generated, k):
+def members(
+  real: Float[np.ndarray, "N D"],
+  generated: Float[np.ndarray, "M _"],
+  k: int = 3,
+  k_density: int = 5,
+) -> Members:
+  """Which images are where, from three times all pairs.
+
+  Args:
+    real: features.
+    generated: features of the same network.
+    k: of precision and recall.
+    k_density: of density and coverage.
+
+  Raises:
+    ValueError: see `features.check`; a set has no k-th neighbour.
+  """
   features.check(real=real, generated=generated)
   count = min(len(real), len(generated))
-  if not 1 <= k < count:
-    raise ValueError(
-      f"k={k} nearest neighbours among {count} images; expected 1 or more, and "
-      "fewer than there are images"
-    )
-  return pairwise.centred(real, generated)
+  for one in (k, k_density):
+    if not 1 <= one < count:
+      raise ValueError(
+        f"k={one} nearest neighbours among {count} images; expected 1 or more, "
+        "and fewer than there are images"
+      )
+  x, y = pairwise.centred(real, generated)
+  places = np.array([k - 1, k_density - 1])
+  radii, wide = _radii(x, max(k, k_density))[:, places].T
+  theirs = _radii(y, k)[:, -1]
+  inside, balls = [], []
+  recalled = np.zeros(len(x), bool)
+  covered = np.zeros(len(x), bool)
+  for block in pairwise.blocks(len(y)):
+    found = _between(y[block], theirs[block], x, radii, wide)
+    near, number, has, reached = map(np.asarray, found)
+    inside.append(near)
+    balls.append(number)
+    covered |= has
+    recalled |= reached
+  return Members(
+    np.concatenate(inside),
+    recalled,
+    np.concatenate(balls) / k_density,
+    covered,
+  )
 
 
-def _radii(x: Float[Array, "N D"], k: int) -> Float[np.ndarray, "N"]:
-  """Squared distances to the k-th nearest neighbour in the same set."""
+def _radii(x: Float[Array, "N D"], k: int) -> Float[np.ndarray, "N k"]:
+  """Squared distances to the k nearest neighbours in the same set."""
   own = np.arange(len(x))
   found = [_radius(x[b], own[b], x, k) for b in pairwise.blocks(len(x))]
   return np.concatenate(found)
@@ -110,31 +159,28 @@ def _radii(x: Float[Array, "N D"], k: int) -> Float[np.ndarray, "N"]:
 @functools.partial(jax.jit, static_argnames="k")
 def _radius(
   x: Float[Array, "N D"], own: Int[Array, "N"], y: Float[Array, "M D"], k: int
-) -> Float[Array, "N"]:
+) -> Float[Array, "N k"]:
   itself = own[:, None] == jnp.arange(len(y))
   squared = jnp.where(itself, jnp.inf, pairwise.squared(x, y))
-  return -jax.lax.top_k(-squared, k)[0][:, -1]
-
-
-def _inside(x, y, radii):
-  """In how many balls around y each x is."""
-  return pairwise.by_rows(lambda rows: _count(rows, y, radii), x)
+  return -jax.lax.top_k(-squared, k)[0]
 
 
 @jax.jit
-def _count(
-  x: Float[Array, "N D"], y: Float[Array, "M D"], radii: Float[Array, "M"]
-) -> Int[Array, "N"]:
-  return jnp.sum(pairwise.squared(x, y) <= radii, axis=1)
-
-
-def _nearest(x, y):
-  """Squared distances of each x to the nearest y."""
-  return pairwise.by_rows(lambda rows: _smallest(rows, y), x)
-
-
-@jax.jit
-def _smallest(
-  x: Float[Array, "N D"], y: Float[Array, "M D"]
-) -> Float[Array, "N"]:
-  return jnp.min(pairwise.squared(x, y), axis=1)
+def _between(
+  y: Float[Array, "M D"],
+  radius: Float[Array, "M"],
+  x: Float[Array, "N D"],
+  radii: Float[Array, "N"],
+  wide: Float[Array, "N"],
+) -> tuple[
+  Bool[Array, "M"], Int[Array, "M"], Bool[Array, "N"], Bool[Array, "N"]
+]:
+  """Of some y: near any x, in how many balls. Of all x: has any y, near any."""
+  squared = pairwise.squared(y, x)
+  within = squared <= wide
+  return (
+    jnp.any(squared <= radii, axis=1),
+    jnp.sum(within, axis=1),
+    jnp.any(within, axis=0),
+    jnp.any(squared <= radius[:, None], axis=0),
+  )

@@ -1,8 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one entry to the core of attention."""
 
+from collections.abc import Iterator
+import contextlib
+import contextvars
+
 import jax
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Array, Bool, Float
+
+from cc_jax.core import sharding
+from cc_jax.models import attention_kernel
+
+# "auto" takes the best there is for the device and the lengths, "einsum" XLA's
+# own everywhere: to measure what the rest is worth.
+CHOICES = ("auto", "einsum")
+_choice = contextvars.ContextVar("attention", default="auto")
+
+# Keys that do not fit in fast memory at once, and at least so many.
+SPLASH_TOKENS = 1024
+BLOCKS = (1024, 512, 384, 256, 128)
+
+
+def check(choice: str) -> None:
+  """Raises a ValueError for what is not one of `CHOICES`."""
+  if choice not in CHOICES:
+    raise ValueError(
+      f"unknown attention {choice!r}; expected one of {', '.join(CHOICES)}"
+    )
+
+
+@contextlib.contextmanager
+def using(choice: str) -> Iterator[None]:
+  """What is traced inside has its attention computed so, see `CHOICES`."""
+  check(choice)
+  token = _choice.set(choice)
+  try:
+    yield
+  finally:
+    _choice.reset(token)
 
 
 def attention(
@@ -26,6 +62,11 @@ def attention(
     causal: token t sees source tokens up to t only.
     scale: instead of 1 / sqrt(K).
   """
+  plain = mask is None and bias is None and not causal
+  kernel = _kernel(q, k) if plain else None
+  if kernel is not None:
+    with jax.named_scope("attention_op"):
+      return kernel(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
   if mask is not None:
     mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # [B N T S]
   with jax.named_scope("attention_op"):
@@ -38,3 +79,78 @@ def attention(
       is_causal=causal,
       scale=scale,
     )
+
+
+def _kernel(q, k):
+  """The kernel for such arrays, None where XLA's own way is the best."""
+  if _choice.get() != "auto" or sharding.platform() != "tpu":
+    return None
+  B, T, N, K = q.shape
+  S = k.shape[1]
+  if attention_kernel.fits(T, S, N * K, N):
+    return sharding.by_head(B, N, by_rows)
+  if T == S >= SPLASH_TOKENS and block(T):
+    return sharding.by_head(B, N, splash_attention)
+  return None
+
+
+def by_rows(
+  q: Float[Array, "B T N K"],
+  k: Float[Array, "B S N K"],
+  v: Float[Array, "B S N K"],
+  scale: float,
+  *,
+  interpret: bool = False,
+) -> Float[Array, "B T N K"]:
+  """See `attention_kernel.attention`, for arrays as they are here."""
+  flat = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
+  x = attention_kernel.attention(*flat, q.shape[2], scale, interpret)
+  return x.reshape(q.shape)
+
+
+def block(tokens: int) -> int | None:
+  """The longest of `BLOCKS` that a number of tokens divides into, if any."""
+  return next((size for size in BLOCKS if tokens % size == 0), None)
+
+
+def splash_attention(
+  q: Float[Array, "B T N K"],
+  k: Float[Array, "B T N K"],
+  v: Float[Array, "B T N K"],
+  scale: float,
+  *,
+  interpret: bool = False,
+) -> Float[Array, "B T N K"]:
+  """Pallas's kernel for TPU, which never writes products of tokens to memory.
+
+  "FlashAttention-2", arXiv 2307.08691, in the form that ships with JAX. The
+  products are of q and k in their own type and summed in float32.
+
+  Args:
+    q: queries; T is a multiple of one of `BLOCKS`.
+    k: keys.
+    v: values.
+    scale: of the products.
+    interpret: run the kernel's steps one by one, on any device.
+  """
+  T, N = q.shape[1], q.shape[2]
+  size = block(T)
+  # One kernel for all three gradients, five products instead of seven, where
+  # a block holds all keys; over several its sums would need memory for each.
+  if size == T:
+    backward = dict(use_fused_bwd_kernel=True)
+  else:
+    backward = dict(block_q_dq=size, block_kv_dq=size)
+  kernel = splash.make_splash_mha_single_device(
+    splash.MultiHeadMask([splash.FullMask((T, T))] * N),
+    block_sizes=splash.BlockSizes(
+      block_q=size,
+      block_kv=size,
+      block_q_dkv=size,
+      block_kv_dkv=size,
+      **backward,
+    ),
+    interpret=interpret,
+  )
+  q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))  # [B N T K]
+  return jax.vmap(kernel)(q.astype(v.dtype), k, v).swapaxes(1, 2)

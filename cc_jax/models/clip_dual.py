@@ -81,12 +81,19 @@ class CLIP(nnx.Module):
     images: Float[Array, "B H W 3"],
     tokens: Int[Array, "S T"],
   ) -> Float[Array, "B S"]:
+    """The `logits` of images of `clip_vision.normalise` and captions."""
+    return self.logits(
+      unit(self.image_embedding(images)), unit(self.text_embedding(tokens))
+    )
+
+  def logits(
+    self, image: Float[Array, "B P"], text: Float[Array, "S P"]
+  ) -> Float[Array, "B S"]:
     """exp(logit_scale) times the cosine of each image with each caption.
 
-    As `logits_per_image` of transformers; float32 whatever the dtype.
+    Of embeddings of length 1. As `logits_per_image` of transformers; float32
+    whatever the dtype.
     """
-    image = unit(self.image_embedding(images))
-    text = unit(self.text_embedding(tokens))
     # Some devices multiply float32 in fewer bits, and cosines differ little.
     cosines = jnp.matmul(image, text.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.exp(self.logit_scale[...]) * cosines

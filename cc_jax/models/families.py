@@ -13,6 +13,8 @@ sampling both call it, so a network is sampled as it was trained.
   pixart               states of T5 with a mask and, where the transformer is
                        told, the image's size and aspect ratio (arXiv
                        2310.00426, §2.3)
+  dit                  a class, as a caption of one token; there is no text
+                       tower (arXiv 2212.09748; PixArt's first stage)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,12 +43,14 @@ class Captions(NamedTuple):
   """Captions as one text tower reads them, from `data.tokenize`.
 
   Attributes:
-    tokens: ids.
+    tokens: ids, of a class where there is no tower.
     mask: true where they are not padding; None where nothing needs it.
+    states: of the tower, where they were stored; ids are not read then.
   """
 
   tokens: Int[Array, "B T"]
   mask: Bool[Array, "B T"] | None = None
+  states: Float[Array, "B T E"] | None = None
 
 
 class Family(NamedTuple):
@@ -110,11 +114,23 @@ def pixart(
   sizes: Num[Array, "B 6"],
 ) -> Conditions:
   """States of all tokens and a mask; the original's size, our ratio."""
-  tokens, mask = captions[0]
-  read = {"context": networks["text"](tokens, mask), "mask": mask}
+  tokens, mask, states = captions[0]
+  if states is None:
+    states = networks["text"](tokens, mask)
+  read = {"context": states, "mask": mask}
   if networks["transformer"].config.micro_conditions:
     read |= {"sizes": sizes[:, :2], "ratio": sizes[:, 4] / sizes[:, 5]}
   return read
+
+
+def dit(
+  networks: Mapping[str, Any],
+  captions: Sequence[Captions],
+  sizes: Num[Array, "B 6"],
+) -> Conditions:
+  """The class."""
+  del networks, sizes
+  return {"labels": captions[0].tokens[:, 0]}
 
 
 FAMILIES = {
@@ -142,6 +158,11 @@ FAMILIES = {
     features=("size", "crop"),
     clean=lambda prompt: prompt.lower().strip(),
   ),
+  "dit": Family(
+    denoiser="transformer",
+    kinds={"transformer": "dit", "vae": "autoencoder"},
+    conditions=dit,
+  ),
 }
 
 
@@ -157,7 +178,7 @@ def find(names: Any) -> str:
   """
   family = "stable_diffusion"
   if names["transformer"]:
-    family = "pixart"
+    family = "pixart" if names["text"] else "dit"
   elif hub.config(names["unet"], "unet").pooled_conditions:
     family = "stable_diffusion_xl"
   expected = FAMILIES[family].kinds
@@ -194,6 +215,7 @@ def open(
   ids: Mapping[str, Mapping[str, int]],
   *,
   train_text: bool,
+  stored: bool = False,
   dtype: Any = jnp.float32,
   mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, hub.Loaded]:
@@ -202,8 +224,10 @@ def open(
   Args:
     family: from `find`.
     names: a mapping of networks, as for `find`.
-    ids: what `data.tokenize.ids` says of the tokenizer of each text tower.
+    ids: what `data.tokenize.ids` says of the tokenizer of each text tower; of
+      the denoiser, fields of its config that data decide.
     train_text: the towers are trained, so that names need no weights.
+    stored: the states of the towers are; none is opened.
     dtype: of the towers' weights.
     mesh: on whose devices weights are made, see `hub.load`.
 
@@ -214,7 +238,10 @@ def open(
   found = {}
   for name, kind in row.kinds.items():
     if name == row.denoiser:
-      found[name] = hub.Loaded(hub.config(names[name], kind))
+      config = hub.config(names[name], kind)
+      found[name] = hub.Loaded(dataclasses.replace(config, **ids.get(name, {})))
+    elif name in row.text and stored:
+      continue
     elif name in row.text:
       known = {
         field.name for field in dataclasses.fields(kinds.find(kind).config)
@@ -246,6 +273,40 @@ def zero(
   }
 
 
+def output(
+  family: str,
+  networks: Mapping[str, Any],
+  xt: Float[Array, "B *dims C"],
+  t: Num[Array, "B"],
+  conditions: Conditions,
+  places: Mapping[str, Array] | None = None,
+) -> Float[Array, "B *dims O"]:
+  """All that the denoiser gives for xt: the prediction, then a variance.
+
+  Args:
+    family: a key of `FAMILIES`.
+    networks: its own.
+    xt: latents [B H W C]; with `places` tokens [B T P C], of P values for each
+      channel, some of them padding.
+    t: timesteps.
+    conditions: of the family.
+    places: `positions` [B T 2] and `token_mask` [B T] of tokens, from
+      tasks/padded.py, for transformers over patches.
+  """
+  denoiser = networks[FAMILIES[family].denoiser]
+  if places is None:
+    return denoiser(xt, t, **conditions)
+  tokens = xt.reshape(*xt.shape[:2], -1)
+  found = denoiser.on_tokens(
+    tokens,
+    places["positions"],
+    t,
+    **conditions,
+    token_mask=places["token_mask"],
+  )
+  return found.reshape(*xt.shape[:-1], -1)
+
+
 def predict(
   family: str,
   networks: Mapping[str, Any],
@@ -253,8 +314,30 @@ def predict(
   t: Num[Array, "B"],
   conditions: Conditions,
 ) -> Float[Array, "B H W C"]:
-  """What the denoiser predicts of xt."""
-  denoiser = networks[FAMILIES[family].denoiser]
-  output = denoiser(xt, t, **conditions)
-  # Where it learns a variance too, that comes behind the prediction.
-  return output[..., : xt.shape[-1]]
+  """What the denoiser predicts of xt, without the variance if it learns one."""
+  found = output(family, networks, xt, t, conditions)
+  return found[..., : xt.shape[-1]]
+
+
+def prior(name: Any, vqgan: Any, clip: Any) -> Any:
+  """The config of a prior by any of its names, for a VQGAN and a CLIP.
+
+  Args:
+    name: as of `hub.config`; fields need neither vocabulary nor condition.
+    vqgan: its config.
+    clip: its config.
+
+  Raises:
+    ValueError: a prior of other codes, or of other embeddings.
+  """
+  known = {"vocabulary": vqgan.codebook_size, "condition": clip.projection}
+  fields = name if isinstance(name, str) else {**known, **name}
+  found = hub.config(fields, "prior")
+  for field, value in known.items():
+    if getattr(found, field) != value:
+      raise ValueError(
+        f"model.prior has {field}={getattr(found, field)}, but "
+        f"{'model.vqgan' if field == 'vocabulary' else 'model.clip'} has "
+        f"{value}"
+      )
+  return found

@@ -30,7 +30,7 @@ from cc_jax.core import (
   tree,
   weight_files,
 )
-from cc_jax.models import download, kinds, published
+from cc_jax.models import download, kinds, published, unread
 
 # Of weights in files.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -57,8 +57,11 @@ class Loaded:
   def hash(self) -> str:
     """`weights_hash` of the weights, as the files have them.
 
-    So it does not depend on the type or the devices they were loaded for.
+    So it does not depend on the type or the devices they were loaded for; ""
+    for weights that are not read (models/unread.py).
     """
+    if unread.are_weights():
+      return ""
     if self.leaves is None:
       return weights_hash(self.params)
     whole = [leaf._replace(dtype=np.dtype("float32")) for leaf in self.leaves]
@@ -96,7 +99,7 @@ def config(name: Any, kind: str) -> Any:
 
 
 def load(
-  name: str,
+  name: Any,
   kind: str,
   *,
   expect: Any = None,
@@ -110,6 +113,7 @@ def load(
     name: a row of `published.TABLE`, which is downloaded unless it was
       before; a folder with a config.json and weights, or with `Kind.pickles`;
       or a file of weights, beside a config.json or of one of `Kind.formats`.
+      Where weights are not read (models/unread.py), any name of `config`.
     kind: a key of `kinds.KINDS`.
     expect: the config that it must have, besides `Kind.free`; for a row its
       preset, when left out.
@@ -123,6 +127,11 @@ def load(
   Raises:
     ValueError: no such name, no weights there, or those of another network.
   """
+  if unread.are_weights():
+    known = config(name, kind)
+    if expect is not None:
+      _compare(known, expect, str(name), kind)
+    return Loaded(known, unread.shapes(kind, known, dtype, mesh))
   place = name
   if isinstance(name, str) and name in published.TABLE:
     entry = _entry(name, kind)
@@ -175,12 +184,12 @@ def open(
     **options: of `load`.
   """
   if not isinstance(name, str):
-    return Loaded(config({**(defaults or {}), **name}, kind))
-  return (
-    Loaded(config(name, kind))
-    if name in kinds.presets(kind)
-    else load(name, kind, **options)
-  )
+    name = {**(defaults or {}), **name}
+  if unread.are_weights():
+    return load(name, kind, **options)
+  if not isinstance(name, str) or name in kinds.presets(kind):
+    return Loaded(config(name, kind))
+  return load(name, kind, **options)
 
 
 def save(

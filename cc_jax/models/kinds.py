@@ -22,6 +22,7 @@ from cc_jax.models import (
   clip,
   clip_dual,
   clip_vision,
+  discriminator,
   dit,
   inception,
   layers,
@@ -121,6 +122,14 @@ KINDS = {
       "vision.projection",
     ),
     formats=(clip_dual.OPENAI,),
+  ),
+  "discriminator": Kind(
+    discriminator.Discriminator,
+    discriminator.Config,
+    discriminator,
+    TRANSFORMERS,
+    (),
+    unused=discriminator.UNUSED,
   ),
   "lpips": Kind(
     lpips.LPIPS,

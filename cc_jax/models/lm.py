@@ -13,7 +13,7 @@ those that a cache of a fixed size remembers (`LM.extend`): first the prompts,
 padded on the left, then one token after another.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -300,12 +300,14 @@ class LM(nnx.Module):
     self,
     x: Float[Array, "B T D"],
     mask: Bool[Array, "B T"] | None = None,
+    blocks: Any = None,
   ) -> Float[Array, "B T V"]:
     """The logits of whole texts.
 
     Args:
       x: embeddings.
       mask: false for padding, which is not attended to and takes no position.
+      blocks: stacked ones in place of the model's own.
 
     Raises:
       ValueError: the model has no positions for that many tokens.
@@ -314,7 +316,8 @@ class LM(nnx.Module):
     there = jnp.ones(x.shape[:2], bool) if mask is None else mask
     x, angles = self._place(x, jnp.cumsum(there, axis=1) * there - 1)
     with jax.named_scope("lm"):
-      x = layers.scan(self.blocks, x, mask, angles, remat=self.remat)
+      blocks = self.blocks if blocks is None else blocks
+      x = layers.scan(blocks, x, mask, angles, remat=self.remat)
     return self._logits(x)
 
   def extend(

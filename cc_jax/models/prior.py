@@ -11,12 +11,12 @@ project's own.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from cc_jax.core import config_json, spelling
 from cc_jax.models import decoding, layers, lm
@@ -64,6 +64,38 @@ class Config:
     return 4 * self.width
 
 
+def drop(
+  x: Float[Array, "..."], share: Float[Array, ""], key: Key[Array, ""]
+) -> Float[Array, "..."]:
+  """A share of the numbers becomes 0, and the rest larger by as much."""
+  kept = jax.random.bernoulli(key, 1 - share, x.shape)
+  return jnp.where(kept, x / (1 - share).astype(x.dtype), 0)
+
+
+class Dropping(NamedTuple):
+  """A block in training, with dropout; or stacked ones.
+
+  "Dropout", JMLR 15 (2014), where torch's transformer layers have it.
+  """
+
+  block: lm.Block
+  key: Key[Array, "*L"]
+  share: Float[Array, "*L"]
+
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    mask: Bool[Array, "B T"] | None,
+    angles: Float[Array, "B T P"] | None,
+  ) -> Float[Array, "B T D"]:
+    block, keys = self.block, jax.random.split(self.key, 3)
+    h = block.attn(block.norm1(x), mask, angles)
+    x = x + drop(h, self.share, keys[0])
+    h = layers.ACTIVATIONS[block.mlp.act](block.mlp.up(block.norm2(x)))
+    h = block.mlp.down(drop(h, self.share, keys[1]))
+    return x + drop(h, self.share, keys[2])
+
+
 class Prior(nnx.Module):
   """An embedding of CLIP, then codes -> logits of the code after each."""
 
@@ -87,19 +119,32 @@ class Prior(nnx.Module):
     return self.condition(condition)[:, None]
 
   def __call__(
-    self, condition: Float[Array, "B E"], codes: Int[Array, "B S"]
+    self,
+    condition: Float[Array, "B E"],
+    codes: Int[Array, "B S"],
+    *,
+    dropout: float = 0.0,
+    key: Key[Array, ""] | None = None,
   ) -> Float[Array, "B T V"]:
     """The logits of all codes, each by those before it.
 
     Args:
       condition: CLIP's embeddings, of norm 1.
       codes: the codes of images but the last, S = T - 1, row by row.
+      dropout: of what attention and MLP add and of the MLP's inside, in
+        training; the published code drops attention's weights too.
+      key: for dropout.
 
     Raises:
       ValueError: more codes than an image has.
     """
     start = self.start(condition)
-    return self.lm(jnp.concatenate([start, self.lm.embed(codes)], axis=1))
+    x = jnp.concatenate([start, self.lm.embed(codes)], axis=1)
+    if not dropout:
+      return self.lm(x)
+    keys = jax.random.split(key, self.config.depth)
+    share = jnp.full(self.config.depth, dropout)
+    return self.lm(x, blocks=Dropping(self.lm.blocks, keys, share))
 
 
 def sample(

@@ -19,6 +19,7 @@ class Entry(NamedTuple):
   preset: str
   repository: str
   subfolder: str = ""
+  licence: str = ""
 
 
 def _stable_diffusion(repository: str) -> dict[str, Entry]:
@@ -60,10 +61,14 @@ MODELS = {
   "pixart-256": _pixart("XL_256", "PixArt-alpha/PixArt-XL-2-256x256"),
   "pixart-512": _pixart("XL_512", "PixArt-alpha/PixArt-XL-2-512x512"),
   "pixart-1024": _pixart("XL_1024", "PixArt-alpha/PixArt-XL-2-1024-MS"),
-  # CC-BY-NC 4.0: not for networks that are to be used commercially.
+  # Not for networks that are to be used commercially.
   "dit-xl-2": {
     "transformer": Entry(
-      "dit", "DIT_XL_2", "facebook/DiT-XL-2-256", "transformer"
+      "dit",
+      "DIT_XL_2",
+      "facebook/DiT-XL-2-256",
+      "transformer",
+      "CC-BY-NC-4.0",
     ),
   },
 }

@@ -45,10 +45,10 @@ class ResnetBlock(nnx.Module):
     x: Float[Array, "B H W C"],
     time: Float[Array, "B F"] | None = None,
   ) -> Float[Array, "B H W O"]:
-    h = self.conv1(jax.nn.silu(self.norm1(x)))
+    h = self.conv1(layers.norm_silu(self.norm1, x))
     if self.time is not None:
       h = h + self.time(jax.nn.silu(time))[:, None, None, :]
-    h = self.conv2(jax.nn.silu(self.norm2(h)))
+    h = self.conv2(layers.norm_silu(self.norm2, h))
     return h + (x if self.shortcut is None else self.shortcut(x))
 
 

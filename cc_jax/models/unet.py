@@ -251,7 +251,7 @@ class UNet2DCondition(nnx.Module):
       size = maps[-1].shape[1:3] if maps else None
       with jax.named_scope(f"up_{number}"):
         x = level.up(x, read, time, context, mask, size)
-    x = self.conv_out(jax.nn.silu(self.norm_out(x)))
+    x = self.conv_out(layers.norm_silu(self.norm_out, x))
     return x.astype(jnp.float32)
 
 

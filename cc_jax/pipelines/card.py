@@ -17,6 +17,7 @@ import ml_collections
 
 from cc_jax.core import checkpoint, files
 from cc_jax.data import licences, shards
+from cc_jax.pipelines import evaluation_tables
 
 TAGS = ("cc_jax", "creative-commons")
 
@@ -256,11 +257,23 @@ def evaluation(metrics: str) -> str:
   """The numbers of metrics.json; nothing where there are none."""
   if not files.path(metrics).exists():
     return ""
+  found = files.read_json(metrics)
+  made = found.pop("evaluation", None)
   rows = [
     (name, f"{value:.4g}" if isinstance(value, float) else f"{value}")
-    for name, value in _flat(files.read_json(metrics))
+    for name, value in flat(found)
   ]
-  return f"## Evaluation\n\n{table(('metric', 'value'), rows)}"
+  parts = ["## Evaluation"]
+  if rows:
+    parts.append(table(("metric", "value"), rows))
+  if made:
+    named = {**made, "model": "Images of this model"}
+    named["prompts"] = {
+      **made["prompts"],
+      "name": os.path.basename(made["prompts"]["name"]),
+    }
+    parts.append(evaluation_tables.table(named).strip())
+  return "\n\n".join(parts)
 
 
 def licence(dataset: shards.Dataset, weights: str) -> str:
@@ -325,9 +338,12 @@ def _licences(dataset: shards.Dataset) -> Mapping[str, int]:
   return dataset.provenance.get("counts", {}).get("licences", {})
 
 
-def _flat(values: Mapping[str, Any], prefix="") -> Iterator[tuple[str, Any]]:
+def flat(
+  values: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+  """Values of groups, as "group.name"; a number with its interval is one."""
   for name, value in values.items():
-    if isinstance(value, Mapping):
-      yield from _flat(value, f"{prefix}{name}.")
+    if isinstance(value, Mapping) and "value" not in value:
+      yield from flat(value, f"{prefix}{name}.")
     else:
       yield prefix + name, value

@@ -7,6 +7,7 @@
                           length 1: the task sees to that (CLIP-GEN)
   tokens                  int32 [T], of the caption
   text_states             T5's, bfloat16 [S D], of valid tokens only (PixArt)
+  label                   int32, of a class, by data/classes.py (DiT)
   size crop bucket        int32 [2]: of the original, of the crop in the resized
                           one (top, left; SDXL), and of the frame; with latents
 
@@ -24,7 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from cc_jax.core import sharding, tree
-from cc_jax.data import frames, images, passes, records, squares, tokenize
+from cc_jax.data import (
+  classes,
+  clean_caption,
+  frames,
+  images,
+  passes,
+  records,
+  squares,
+  tokenize,
+)
 from cc_jax.models import clip_vision, hub, kinds
 from cc_jax.pipelines import overlap
 
@@ -37,6 +47,7 @@ class Networks(NamedTuple):
   clip: hub.Loaded | None = None
   tokenizer: Any | None = None
   t5: hub.Loaded | None = None
+  labels: classes.Classes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +65,8 @@ class Options:
       choice between entries that lie close together.
     refuse: flags of captions (data/caption_quality.py), with which records are
       left out.
+    clean: captions are cleaned by T5's rules before they are tokenised.
+    label: the feature of an image whose value is its class.
   """
 
   frames: frames.Frames
@@ -63,16 +76,13 @@ class Options:
   tokens: int = 77
   dtype: Any = jnp.float32
   refuse: tuple[str, ...] = ()
+  clean: bool = False
+  label: str = ""
 
   @property
   def flags(self) -> str:
     """The feature that has the flags of the caption."""
     return self.caption.replace("caption_", "flags_", 1)
-
-  @property
-  def bucketed(self) -> bool:
-    """Whether latents differ in shape."""
-    return len(self.frames.table) > 1
 
 
 class _Image(NamedTuple):
@@ -109,6 +119,8 @@ def features(networks: Networks, options: Options) -> dict[str, records.Spec]:
     made["tokens"] = ("int32", (options.tokens,))
   if networks.t5:
     made["text_states"] = ("bfloat16", (None, networks.t5.config.width))
+  if networks.labels:
+    made["label"] = "int32"
   return made
 
 
@@ -116,7 +128,7 @@ def _places(networks: Networks, options: Options) -> tuple[str, ...]:
   """Which of an image's sizes are kept; a record of CLIP-GEN needs none."""
   if networks.vae:
     return ("size", "crop", "bucket")
-  return ("bucket",) if options.bucketed else ()
+  return ("bucket",) if options.frames.bucketed else ()
 
 
 def hashes(networks: Networks, options: Options) -> dict[str, str]:
@@ -135,6 +147,8 @@ def hashes(networks: Networks, options: Options) -> dict[str, str]:
       made[feature] = network.hash
   if networks.tokenizer:
     made["tokens"] = tokenize.digest(networks.tokenizer)
+  if networks.labels:
+    made["label"] = classes.digest(networks.labels)
   return made
 
 
@@ -158,7 +172,11 @@ def check(networks: Networks, options: Options) -> None:
   ):
     for side in {n for frame in options.frames.table for n in frame}:
       if network and side % network.config.factor:
-        name = "a bucket of encode.size" if options.bucketed else "encode.size"
+        name = (
+          "a bucket of encode.size"
+          if options.frames.bucketed
+          else "encode.size"
+        )
         raise ValueError(
           f"{name}={side} does not divide by {network.config.factor}, the "
           f"{what}'s reduction"
@@ -172,23 +190,28 @@ def check(networks: Networks, options: Options) -> None:
 
 def make(
   networks: Networks,
-  options: Options,
+  sizes: Sequence[Options],
   seconds: overlap.Seconds | None = None,
-) -> Callable[[Iterator[Mapping[str, Any]]], Iterator[Any]]:
-  """A stream for `overlap.piece`: catalogue records to encoded ones.
+) -> Callable[[Iterator[Mapping[str, Any]]], Iterator[tuple[Any, ...]]]:
+  """A stream for `overlap.piece`: records of a catalogue to one a size.
 
-  Each frame is a program to compile, 40 for PixArt's buckets.
+  An image is decoded once for all sizes, a JPEG that is far larger than a size
+  once more at the fraction of its size that does for it (`images.decode`): so a
+  record is the same whatever other sizes there are. Each frame is a program to
+  compile, 40 for PixArt's buckets.
 
   Args:
     networks: those asked for, with weights.
-    options: how.
+    sizes: how, for each size; they differ in `frames` alone.
     seconds: see `overlap.run`.
 
   Raises:
     ValueError: what `check` refuses, or a batch that does not divide over this
       host's devices.
   """
-  check(networks, options)
+  for one in sizes:
+    check(networks, one)
+  options = sizes[0]
   batch_size = options.batch_size
   seconds = collections.Counter() if seconds is None else seconds
   # Hosts work apart, each on its own shards and devices: none waits for
@@ -203,6 +226,7 @@ def make(
   on_images, on_clip, on_text = _functions(networks, options, mesh)
   clip_size = networks.clip and networks.clip.config.vision.image_size
   places = _places(networks, options)
+  known_classes = set(networks.labels.names) if networks.labels else set()
   compiled = {}
 
   def call(function, *inputs):
@@ -222,8 +246,16 @@ def make(
     flags = example[options.flags] if options.refuse else ()
     if bad := [flag for flag in flags if flag in options.refuse]:
       detail = example[options.caption]
-      return passes.Reject(f"caption_{bad[0]}", detail=detail)
-    cover = frames.cut(example, options.frames)
+      return [passes.Reject(f"caption_{bad[0]}", detail=detail)] * len(sizes)
+    if networks.labels and example[options.label] not in known_classes:
+      return [passes.Reject("no_class", detail=example[options.label])] * len(
+        sizes
+      )
+    decoded: images.Decoded = {}
+    return [cut(example, one.frames, decoded) for one in sizes]
+
+  def cut(example, among, decoded):
+    cover = frames.cut(example, among, decoded)
     if isinstance(cover, passes.Reject):
       return cover
     clip = networks.clip and squares.square(
@@ -240,17 +272,22 @@ def make(
       made |= call(on_clip, np.stack([x.clip for x in values]))
     if networks.tokenizer:
       captions = [x.example[options.caption] for x in values]
+      if options.clean:
+        captions = [clean_caption.clean(caption) for caption in captions]
       ids, mask = tokenize.encode(networks.tokenizer, captions, options.tokens)
       if on_text:
         made |= call(on_text, ids, mask)
       made["tokens"] = ids
+    if networks.labels:
+      titles = [x.example[options.label] for x in values]
+      made["label"] = classes.encode(networks.labels, titles)[:, 0]
 
     def finish():
       # A copy of each row: a view would keep its batch in memory.
       arrays = {name: np.asarray(x) for name, x in made.items()}
       rows = []
       for row, value in enumerate(values):
-        record = {name: np.array(x[row]) for name, x in arrays.items()}
+        record = {name: x[row].copy() for name, x in arrays.items()}
         if on_text:
           record["text_states"] = record["text_states"][mask[row]]
         known = {
@@ -266,7 +303,12 @@ def make(
 
   def encode(examples):
     return overlap.run(
-      examples, prepare, start, batch_size=batch_size, seconds=seconds
+      examples,
+      prepare,
+      start,
+      batch_size=batch_size,
+      seconds=seconds,
+      parts=len(sizes),
     )
 
   return encode
@@ -297,7 +339,7 @@ def _functions(
 
   def flat(x):
     """[B H W C] -> [B T C] where shapes differ."""
-    return x.reshape(len(x), -1, x.shape[-1]) if options.bucketed else x
+    return x.reshape(len(x), -1, x.shape[-1]) if options.frames.bucketed else x
 
   @jax.jit
   def on_images(params, pixels):
@@ -336,19 +378,10 @@ def _functions(
   )
 
 
-def scaling_factor(
-  vae: hub.Loaded, pictures: Sequence[bytes], size: int
-) -> float:
-  """One over the standard deviation of the latents of some images.
-
-  Times which they have the unit variance that a noise schedule is made for
-  (arXiv 2112.10752, appendix G).
-  """
-  structure, _ = kinds.structure("autoencoder", vae.config, dtype="float32")
-  encode = jax.jit(lambda params, x: tree.merge(structure, params).encode(x))
-  pixels = np.stack(
-    [images.decode_cover(picture, size, size).image for picture in pictures]
-  )
-  # With the deviation of each latent, since it is sampled in training.
-  mean, std = encode(vae.params, pixels.astype(np.float32) / 127.5 - 1)
-  return float(1 / jnp.sqrt(jnp.var(mean) + jnp.mean(std**2)))
+def empty_states(networks: Networks, options: Options) -> np.ndarray:
+  """T5's states [S D] of the empty caption, of its valid tokens."""
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  function = _functions(networks, options, mesh)[2]
+  ids, mask = tokenize.encode(networks.tokenizer, [""], options.tokens)
+  found = function.program(function.params, ids, mask)["text_states"]
+  return np.asarray(found[0], np.float32)[mask[0]]

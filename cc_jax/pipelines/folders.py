@@ -4,7 +4,8 @@
     model_index.json                     classes of all parts; written last
     unet/ or transformer/, vae/          config.json and weights
     text_encoder/, text_encoder_2/       likewise, as transformers has them
-    tokenizer/, tokenizer_2/             files of transformers 4 and 5
+    tokenizer/, tokenizer_2/             files of transformers 4 and 5; a model
+                                         of classes has their names in the index
     scheduler/scheduler_config.json      the sampler
     README.md                            the model card
 
@@ -15,11 +16,14 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
-from cc_jax.core import files, tree
-from cc_jax.data import tokenize
+from cc_jax.core import files, sharding, tree
+from cc_jax.data import classes, tokenize
 from cc_jax.diffusion import scheduler_config
 from cc_jax.models import families, hub, kinds
 from cc_jax.pipelines import text_to_image
+
+# In tokens; a tokenizer that states more states nothing.
+LONGEST = 512
 
 # The first release whose pipelines read all that is written.
 DIFFUSERS = "0.42.1"
@@ -66,12 +70,14 @@ LAYOUTS = {
     ("feature_extractor", "image_encoder"),
   ),
   "pixart": Layout("PixArtAlphaPipeline", "T5Tokenizer", check=check_pixart),
+  "dit": Layout("DiTPipeline", ""),
 }
 
 # Library and class of each kind of network, from its config.
 CLASSES = {
   "unet": lambda config: ["diffusers", "UNet2DConditionModel"],
   "pixart": lambda config: ["diffusers", "PixArtTransformer2DModel"],
+  "dit": lambda config: ["diffusers", "DiTTransformer2DModel"],
   "autoencoder": lambda config: ["diffusers", "AutoencoderKL"],
   "clip_text": lambda config: ["transformers", config.architectures[0]],
   "t5": lambda config: ["transformers", "T5EncoderModel"],
@@ -116,6 +122,8 @@ def write(
     inside = f"{folder}/{families.FOLDERS[name]}"
     hub.save(inside, kind, config, model.params[name], dtype=dtype)
   for name, tokenizer in model.tokenizers.items():
+    if isinstance(tokenizer, classes.Classes):
+      continue
     tokenize.save(tokenizer, f"{folder}/{tokenizer_folder(name)}", model.length)
   files.write_json(
     f"{folder}/scheduler/scheduler_config.json",
@@ -137,8 +145,15 @@ def index(model: text_to_image.Model, scheduler: str) -> dict[str, Any]:
   layout, parts = LAYOUTS[model.design.family], {}
   for name, kind in model.family.kinds.items():
     parts[families.FOLDERS[name]] = CLASSES[kind](model.configs[name])
-  for name in model.tokenizers:
-    parts[tokenizer_folder(name)] = ["transformers", layout.tokenizer]
+  for name, tokenizer in model.tokenizers.items():
+    if isinstance(tokenizer, classes.Classes):
+      numbered = enumerate(tokenizer.names)
+      parts["id2label"] = {str(number): label for number, label in numbered}
+      continue
+    # A T5 of ours may read what `cc-jax caption` trained, which is CLIP's.
+    trained = tokenize.SUFFIX in tokenizer.backend_tokenizer.to_str()
+    opener = "CLIPTokenizer" if trained else layout.tokenizer
+    parts[tokenizer_folder(name)] = ["transformers", opener]
   if model.family.zeroed:
     parts["force_zeros_for_empty_prompt"] = model.design.zero_empty
   parts |= {name: [None, None] for name in layout.absent} | dict(layout.extra)
@@ -161,6 +176,70 @@ def read(folder: str, model: text_to_image.Model) -> text_to_image.Model:
     for name, kind in model.family.kinds.items()
   }
   return model._replace(params=params)
+
+
+def open(
+  folder: str, dtype: str = "float32", length: int = 77
+) -> text_to_image.Model:
+  """The model of a diffusers folder, of any family of ours.
+
+  Arrays are on the devices of the mesh that is set, else of NumPy.
+
+  Args:
+    folder: with a model_index.json.
+    dtype: of the computation.
+    length: of captions in tokens, where the tokenizer states none.
+
+  Raises:
+    ValueError: it is no such folder, or of a class that is not one of ours.
+  """
+  told = files.read_json(f"{folder}/model_index.json")
+  name = next(
+    (
+      key for key, row in LAYOUTS.items() if row.pipeline == told["_class_name"]
+    ),
+    None,
+  )
+  if name is None:
+    known = ", ".join(row.pipeline for row in LAYOUTS.values())
+    raise ValueError(
+      f"{folder} is a {told['_class_name']}; expected one of {known}"
+    )
+  family = families.FAMILIES[name]
+  found = {
+    part: hub.load(
+      f"{folder}/{families.FOLDERS[part]}", kind, mesh=sharding.current_mesh()
+    )
+    for part, kind in family.kinds.items()
+  }
+  tokenizers = {
+    part: tokenize.load(f"{folder}/{tokenizer_folder(part)}")
+    for part in family.text
+  }
+  longest = min(one.model_max_length for one in tokenizers.values())
+  schedule, prediction = scheduler_config.read_training(
+    files.read_json(f"{folder}/scheduler/scheduler_config.json")
+  )
+  design = text_to_image.Design(
+    family=name,
+    networks=tuple(
+      (part, kinds.structure(family.kinds[part], one.config, dtype=dtype)[0])
+      for part, one in found.items()
+    ),
+    scaling_factor=found["vae"].config.scaling_factor,
+    schedule=schedule,
+    prediction=prediction,
+    zero_empty=bool(
+      family.zeroed and told.get("force_zeros_for_empty_prompt", False)
+    ),
+  )
+  return text_to_image.Model(
+    design,
+    {part: one.params for part, one in found.items()},
+    {part: one.config for part, one in found.items()},
+    tokenizers,
+    longest if longest <= LONGEST else length,
+  )
 
 
 def tokenizer_folder(name: str) -> str:

@@ -8,11 +8,8 @@ An image is a square of bytes on its way to the devices and is normalised there.
 All rows of a batch have the same prompt, so there is one compiled shape.
 """
 
-import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
+from collections.abc import Callable, Iterator, Mapping
 import functools
-import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +18,7 @@ from jaxtyping import Array, Int, Key, UInt8
 import numpy as np
 
 from cc_jax.core import sharding, tree
-from cc_jax.data import images, passes, squares, tokenize
+from cc_jax.data import images, squares, tokenize
 from cc_jax.models import (
   clip_vision,
   decoding,
@@ -31,7 +28,7 @@ from cc_jax.models import (
   placeholders,
   published,
 )
-from cc_jax.pipelines import caption_recipe
+from cc_jax.pipelines import caption_recipe, overlap
 
 
 def load(
@@ -163,15 +160,15 @@ class Captioner(NamedTuple):
 
   Attributes:
     prepare: a record of the catalogue -> its pixels, on the host.
-    write: pixels [B H W 3] and a number -> token ids; the number is the seed's
-      of what is drawn.
+    write: pixels [B H W 3] and a number -> token ids, for which it does not
+      wait; the number is the seed's of what is drawn.
     texts: token ids -> captions.
     batch_size: B.
     size: H and W.
   """
 
   prepare: Callable[[Mapping[str, Any]], "np.ndarray | images.ImageError"]
-  write: Callable[[np.ndarray, int], np.ndarray]
+  write: Callable[[np.ndarray, int], Int[Array, "B T"]]
   texts: Callable[[np.ndarray], list[str]]
   batch_size: int
   size: int
@@ -226,9 +223,7 @@ def make(
 
   def write(pixels, number):
     key = jax.random.fold_in(seed, number)
-    return np.asarray(
-      compiled(loaded.params, jax.device_put(pixels, layout), key)
-    )
+    return compiled(loaded.params, jax.device_put(pixels, layout), key)
 
   def texts(rows):
     ends = [np.flatnonzero(row == eos)[:1] for row in rows]
@@ -242,59 +237,38 @@ def make(
   return Captioner(prepare, write, texts, batch_size, size)
 
 
-def caption(
-  made: Captioner, examples: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, list[str]]]:
-  """The caption of each of at most `batch_size` records, and flags.
+def stream(
+  made: Captioner, seconds: overlap.Seconds
+) -> Callable[[Iterator[Mapping[str, Any]]], Iterator[tuple[Any, ...]]]:
+  """A stream for `overlap.piece`: records of a catalogue to their captions.
+
+  The one result of a record is its caption and flags; no caption, and the flag
+  "image_REASON", where an image cannot be seen.
 
   Args:
     made: what captions.
-    examples: records that `ahead` gave their "pixels".
-
-  Returns:
-    Captions and flags; no caption, and the flag "image_REASON", where an image
-    cannot be seen.
+    seconds: see `overlap.run`.
   """
-  seen = [example["pixels"].result() for example in examples]
-  batch = np.zeros((made.batch_size, made.size, made.size, 3), np.uint8)
-  for row, pixels in enumerate(seen):
-    if isinstance(pixels, np.ndarray):
+
+  def prepare(example):
+    pixels = made.prepare(example)
+    if isinstance(pixels, images.ImageError):
+      return [("", [f"image_{pixels.reason}"])]
+    return [overlap.Prepared(pixels.shape, (example["key"], pixels))]
+
+  def start(shape, values):
+    batch = np.zeros((made.batch_size, *shape), np.uint8)
+    for row, (_, pixels) in enumerate(values):
       batch[row] = pixels
-  # A batch of a pass always begins with the same record.
-  rows = made.write(batch, int(examples[0]["key"][:8], 16))
-  return [
-    (text, [])
-    if isinstance(pixels, np.ndarray)
-    else ("", [f"image_{pixels.reason}"])
-    for pixels, text in zip(seen, made.texts(rows[: len(seen)]), strict=True)
-  ]
+    # A batch of a pass always begins with the same record.
+    rows = made.write(batch, int(values[0][0][:8], 16))
+    return lambda: [
+      (text, []) for text in made.texts(np.asarray(rows)[: len(values)])
+    ]
 
-
-def ahead(
-  pieces: Sequence[passes.Piece],
-  prepare: Callable[[Any], Any],
-  count: int,
-  threads: int = 4,
-) -> list[passes.Piece]:
-  """Pieces whose records have "pixels", a future of what `prepare` gives.
-
-  Threads prepare the next `count` records while the devices are at work on
-  those before.
-  """
-  pool = futures.ThreadPoolExecutor(threads)
-
-  def read(piece: passes.Piece) -> Iterator[Any]:
-    begun = (
-      example
-      if isinstance(example, passes.Reject)
-      else {**example, "pixels": pool.submit(prepare, example)}
-      for example in piece.read()
+  def captions(examples):
+    return overlap.run(
+      examples, prepare, start, batch_size=made.batch_size, seconds=seconds
     )
-    waiting = collections.deque(itertools.islice(begun, count))
-    while waiting:
-      waiting.extend(itertools.islice(begun, 1))
-      yield waiting.popleft()
 
-  return [
-    piece._replace(read=functools.partial(read, piece)) for piece in pieces
-  ]
+  return captions

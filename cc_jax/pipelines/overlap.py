@@ -22,6 +22,7 @@ import os
 import time
 from typing import Any, NamedTuple
 
+from cc_jax.core import files, log
 from cc_jax.data import passes
 
 # Batches that are prepared ahead, in examples of the largest group.
@@ -44,17 +45,21 @@ class Prepared(NamedTuple):
 
 def run(
   examples: Iterator[Any],
-  prepare: Callable[[Any], Prepared | passes.Reject],
+  prepare: Callable[[Any], Sequence[Any]],
   start: Callable[[Hashable, list[Any]], Callable[[], list[Any]]],
   *,
   batch_size: int,
   seconds: Seconds,
-) -> Iterator[Any]:
-  """Yields a result for each example, in their order.
+  parts: int = 1,
+) -> Iterator[tuple[Any, ...]]:
+  """Yields the results of each example, in their order: one a part.
+
+  Each part has the batches that it would have alone.
 
   Args:
     examples: read in the caller's thread, a few batches ahead.
-    prepare: called in threads; a reject is the result of its example.
+    prepare: called in threads, for what is to be computed for each part, as
+      `Prepared`; anything else, such as a reject, is a result already.
     start: begins to compute up to `batch_size` values of one group, without
       waiting; what it returns is called for the results, as many. What it
       adds to seconds["compile"] itself is no time of the device.
@@ -62,60 +67,68 @@ def run(
     seconds: to which is added how long this thread waited for each of `STEPS`,
       and the number of `images`. Work that others hid does not count, so the
       largest is what limits.
+    parts: how many results an example has.
   """
-  waiting: dict[Hashable, list[tuple[int, Any]]] = {}
+  waiting: list[dict[Hashable, list[tuple[int, Any]]]]
+  waiting = [{} for _ in range(parts)]
   flying: collections.deque[Any] = collections.deque()
-  done: dict[int, Any] = {}
+  # By the number of the example, then by part.
+  done: dict[int, dict[int, Any]] = collections.defaultdict(dict)
   given = 0
 
-  def launch(group: Hashable) -> None:
-    numbers, values = zip(*waiting.pop(group), strict=True)
+  def launch(part: int, group: Hashable) -> None:
+    numbers, values = zip(*waiting[part].pop(group), strict=True)
     compiled = seconds.get("compile", 0.0)
     # Some devices take a batch only when they are done with the last one.
     with clock(seconds, "device"):
-      flying.append((numbers, start(group, list(values))))
+      flying.append((part, numbers, start(group, list(values))))
     seconds["device"] -= seconds.get("compile", 0.0) - compiled
     # One is computed while the next is put together.
     if len(flying) > 1:
       land()
 
   def land() -> None:
-    numbers, finish = flying.popleft()
+    part, numbers, finish = flying.popleft()
     with clock(seconds, "device"):
-      done.update(zip(numbers, finish(), strict=True))
+      for number, result in zip(numbers, finish(), strict=True):
+        done[number][part] = result
 
   def ready() -> Iterator[Any]:
     nonlocal given
-    while given in done:
-      result = done.pop(given)
+    while len(done[given]) == parts:
+      found = done.pop(given)
       given += 1
       seconds["images"] = seconds.get("images", 0) + 1
       with clock(seconds, "write"):
-        yield result
+        yield tuple(found[part] for part in range(parts))
 
   with futures.ThreadPoolExecutor(threads()) as pool:
     for number, future in enumerate(
       _ahead(pool, prepare, examples, AHEAD * batch_size, seconds)
     ):
       with clock(seconds, "decode"):
-        prepared = future.result()
-      if isinstance(prepared, passes.Reject):
-        done[number] = prepared
-      else:
-        rows = waiting.setdefault(prepared.group, [])
-        rows.append((number, prepared.value))
-        if len(rows) == batch_size:
-          launch(prepared.group)
-      # The group whose first example has waited longest is the first one.
-      late = next(iter(waiting), None)
-      if (
-        late is not None
-        and waiting[late][0][0] <= number - PATIENCE * batch_size
+        every = future.result()
+      for part, groups, prepared in zip(
+        range(parts), waiting, every, strict=True
       ):
-        launch(late)
+        if isinstance(prepared, Prepared):
+          rows = groups.setdefault(prepared.group, [])
+          rows.append((number, prepared.value))
+          if len(rows) == batch_size:
+            launch(part, prepared.group)
+        else:
+          done[number][part] = prepared
+        # The group whose first example has waited longest is the first one.
+        late = next(iter(groups), None)
+        if (
+          late is not None
+          and groups[late][0][0] <= number - PATIENCE * batch_size
+        ):
+          launch(part, late)
       yield from ready()
-  for group in list(waiting):
-    launch(group)
+  for part, groups in enumerate(waiting):
+    for group in list(groups):
+      launch(part, group)
   while flying:
     land()
   yield from ready()
@@ -149,9 +162,9 @@ def _ahead(
 
 
 class Done(NamedTuple):
-  """A result, and what a pass notes of the example that it is of."""
+  """Results, and what a pass notes of the example that they are of."""
 
-  result: Any
+  results: tuple[Any, ...]
   key: str
   licence: str
 
@@ -161,7 +174,7 @@ def piece(
 ) -> passes.Piece:
   """A piece of a pass that yields `Done` for what a stream makes of it.
 
-  The function of such a pass is `results`: all is done when it is called.
+  The function of `passes.fill` is `results`: all is done when it is called.
 
   Args:
     source: of records, as `passes.pieces` makes them.
@@ -176,15 +189,15 @@ def piece(
         held.append((example["key"], example.get("licence", "")))
         yield example
 
-    for result in stream(examples()):
-      yield Done(result, *held.popleft())
+    for found in stream(examples()):
+      yield Done(found, *held.popleft())
 
   return source._replace(read=read)
 
 
-def results(batch: Sequence[Done]) -> list[Any]:
+def results(batch: Sequence[Done]) -> list[tuple[Any, ...]]:
   """The results of what `piece` yields."""
-  return [done.result for done in batch]
+  return [done.results for done in batch]
 
 
 def threads() -> int:
@@ -200,6 +213,23 @@ def clock(seconds: Seconds, step: str) -> Iterator[None]:
     yield
   finally:
     seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - started
+
+
+def record(workdir: str, stage: str, seconds: Seconds) -> None:
+  """Says where the time went, and notes it for `cc-jax report`.
+
+  It is in the work folder, since a dataset is the same bytes however long it
+  took.
+  """
+  log.announce(stage, limits(seconds))
+  if log.is_first():
+    noted = {
+      "stage": stage,
+      "images": seconds.get("images", 0),
+      "threads": threads(),
+      "seconds": {step: round(seconds.get(step, 0.0), 6) for step in STEPS},
+    }
+    files.write_json(os.path.join(workdir, f"{stage}.seconds.json"), noted)
 
 
 def limits(seconds: Seconds) -> str:

@@ -13,22 +13,39 @@ import numpy as np
 from cc_jax.core import sharding, tree
 from cc_jax.data import grids
 from cc_jax.models import hub, kinds
-from cc_jax.pipelines import text_to_image
+from cc_jax.pipelines import clip_to_image, sizes, text_to_image
+
+# Of a task: the kind of its network, and its name in configs.
+AUTOENCODERS = {
+  "autoencoder": ("autoencoder", "vae"),
+  "vqgan": ("vqgan", "vqgan"),
+}
 
 Preview = Callable[[dict[str, Any], dict[str, np.ndarray]], Any]
 
 
 def make(config: ml_collections.ConfigDict) -> Preview:
   """`preview(params, batch) -> picture` for the task of a config."""
-  if config.train.task == "autoencoder":
-    return _reconstructions(config)
+  task = config.train.task
+  if task in AUTOENCODERS:
+    return _reconstructions(config, *AUTOENCODERS[task])
+  if task == "prior":
+    return _drawn(config)
+  if task == "contrastive":
+    raise ValueError("a CLIP makes no pictures; set train.preview_every=0")
   return _samples(config)
 
 
 def arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What `config.sample` says to `text_to_image.generate`."""
-  names = ("size", "sampler", "steps", "guidance", "rescale", "batch_size")
-  return {name: config.sample[name] for name in names}
+  options = config.sample
+  names = ("sampler", "steps", "guidance", "rescale", "channels", "batch_size")
+  size = sizes.of(options)
+  return {
+    **{name: options[name] for name in names},
+    "size": size.made,
+    "wanted": size.wanted,
+  }
 
 
 def to_bytes(images_: Any) -> UInt8[np.ndarray, "N H W 3"]:
@@ -60,18 +77,43 @@ def _samples(config: ml_collections.ConfigDict) -> Preview:
   return preview
 
 
-def _reconstructions(config: ml_collections.ConfigDict) -> Preview:
+def _drawn(config: ml_collections.ConfigDict) -> Preview:
+  """A grid of images for prompts, one row a prompt, of a prior."""
+  clip_to_image.check(config)
+  options = config.sample
+  prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
+  made: list[clip_to_image.Model] = []
+
+  def preview(params, batch):
+    del batch
+    if not made:
+      made.append(clip_to_image.make(config, params))
+    model = made[0]
+    found = clip_to_image.generate(
+      model._replace(params={**model.params, **params}),
+      prompts,
+      seed=config.seed,
+      batch_size=options.batch_size,
+    )
+    return grids.grid(to_bytes(found), options.each, labels=prompts)
+
+  return preview
+
+
+def _reconstructions(
+  config: ml_collections.ConfigDict, kind: str, name: str
+) -> Preview:
   """Images above what the autoencoder makes of them."""
   structure, _ = kinds.structure(
-    "autoencoder",
-    hub.config(config.model.vae, "autoencoder"),
-    dtype=config.train.dtype,
+    kind, hub.config(config.model[name], kind), dtype=config.train.dtype
   )
 
   @jax.jit
   def reconstruct(params, pixels):
-    vae = tree.merge(structure, params["vae"])
-    x = vae.decode(vae.encode(pixels.astype(jnp.float32) / 127.5 - 1)[0])
+    network = tree.merge(structure, params[name])
+    z = network.encode(pixels.astype(jnp.float32) / 127.5 - 1)
+    z, _ = network.quantise(z) if kind == "vqgan" else z
+    x = network.decode(z)
     x = jnp.clip(x.astype(jnp.float32) / 2 + 0.5, 0, 1)
     return sharding.gather(x)
 

@@ -6,7 +6,9 @@ imported when a comparison is asked for, so none is needed otherwise.
 """
 
 from collections.abc import Callable, Mapping
+import hashlib
 import importlib
+import inspect
 import tempfile
 from typing import Any, NamedTuple
 
@@ -71,17 +73,9 @@ def open(
   Raises:
     ValueError: the library is not installed, or no class opens that kind.
   """
-  if kind not in CLASSES:
-    raise ValueError(
-      f"no reference for {kind!r}; expected {', '.join(CLASSES)}"
-    )
   torch = library("torch")
-  package, name, options = CLASSES[kind]
-  opener = getattr(library(package), name)
-  with tempfile.TemporaryDirectory() as folder:
-    hub.save(folder, kind, config, params)
-    model = opener.from_pretrained(folder, **options).eval()
-  given = {key: _tensor(torch, value) for key, value in inputs.items()}
+  model = load(kind, config, params).eval()
+  given = tensors(inputs)
   run = {
     "unet": lambda: model(given["xt"], given["t"], given["context"]).sample,
     "autoencoder": lambda: model.encode(given["x"]).latent_dist.mean,
@@ -99,6 +93,114 @@ def open(
     return loss
 
   return Reference(forward, backward)
+
+
+def load(kind: str, config: Any, params: Any) -> Any:
+  """The network of a kind in torch, with our weights, through files.
+
+  Raises:
+    ValueError: the library is not installed, or no class opens that kind.
+  """
+  if kind not in CLASSES:
+    raise ValueError(
+      f"no reference for {kind!r}; expected {', '.join(CLASSES)}"
+    )
+  library("torch")
+  package, name, options = CLASSES[kind]
+  opener = getattr(library(package), name)
+  with tempfile.TemporaryDirectory() as folder:
+    hub.save(folder, kind, config, params)
+    return opener.from_pretrained(folder, **options)
+
+
+def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Arrays in torch, maps with the channels first."""
+  torch = library("torch")
+  return {name: _tensor(torch, value) for name, value in arrays.items()}
+
+
+class Pipeline(NamedTuple):
+  """A text-to-image pipeline of diffusers.
+
+  Attributes:
+    identity: its class, scheduler and weights, as JSON has it.
+    latent_shape: `latent_shape(size) -> (height, width, channels)`.
+    run: `run(prompts, xt, *, size, steps, guidance) -> images` from standard
+      normal noise [N H W C]; images [N Y X 3] in [0, 1].
+  """
+
+  identity: dict[str, Any]
+  latent_shape: Callable[[int], tuple[int, int, int]]
+  run: Callable[..., np.ndarray]
+
+
+def pipeline(name: str, dtype: str = "float32") -> Pipeline:
+  """Any text-to-image pipeline of diffusers that takes latents to begin from.
+
+  Args:
+    name: a folder, or a repository on the hub.
+    dtype: of weights and computation.
+
+  Raises:
+    ValueError: a library is not installed, or there is no such pipeline.
+  """
+  torch, diffusers = library("torch"), library("diffusers")
+  # It fills the terminal with bars of its own.
+  importlib.import_module("diffusers.utils.logging").disable_progress_bar()
+  try:
+    pipe = diffusers.DiffusionPipeline.from_pretrained(
+      name, dtype=getattr(torch, dtype)
+    )
+  except (OSError, ValueError) as error:
+    reason = str(error).strip().partition("\n")[0]
+    raise ValueError(f"diffusers cannot open {name!r}: {reason}") from None
+  pipe.set_progress_bar_config(disable=True)
+  pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+  takes = inspect.signature(pipe.__call__).parameters
+  absent = {"latents", "num_inference_steps", "guidance_scale"} - set(takes)
+  if absent:
+    raise ValueError(
+      f"{type(pipe).__name__} takes no {', '.join(sorted(absent))}; it cannot "
+      "be given a seed's noise"
+    )
+  denoiser = getattr(pipe, "unet", None) or pipe.transformer
+  plain = {"clean_caption": False, "use_resolution_binning": False}
+  plain = {key: value for key, value in plain.items() if key in takes}
+
+  def latent_shape(size: int) -> tuple[int, int, int]:
+    factor = pipe.vae_scale_factor
+    if size % factor:
+      raise ValueError(f"size={size} does not divide by {factor}")
+    return size // factor, size // factor, denoiser.config.in_channels
+
+  def run(prompts, xt, *, size, steps, guidance):
+    latents = _tensor(torch, xt).to(pipe.device, denoiser.dtype)
+    return pipe(
+      prompts,
+      latents=latents,
+      height=size,
+      width=size,
+      num_inference_steps=steps,
+      guidance_scale=guidance,
+      output_type="np",
+      **plain,
+    ).images
+
+  digest = hashlib.sha256()
+  for part in sorted(pipe.components):
+    module = getattr(pipe, part)
+    if isinstance(module, torch.nn.Module):
+      for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{part}.{key} {tuple(value.shape)}\n".encode())
+        digest.update(value.cpu().float().numpy().tobytes())
+  identity = {
+    "pipeline": type(pipe).__name__,
+    "diffusers": diffusers.__version__,
+    "scheduler": type(pipe.scheduler).__name__,
+    "weights": f"sha256:{digest.hexdigest()}",
+    "dtype": dtype,
+  }
+  return Pipeline(identity, latent_shape, run)
 
 
 def captioner(

@@ -12,10 +12,11 @@ import ml_collections
 import numpy as np
 
 from cc_jax.core import checkpoint, sharding, tree
-from cc_jax.data import tokenize
+from cc_jax.data import classes, clean_caption, tokenize
 from cc_jax.diffusion import samplers
 from cc_jax.diffusion import schedule as schedules
 from cc_jax.models import families, hub, kinds
+from cc_jax.pipelines import sizes
 
 
 class Design(NamedTuple):
@@ -28,6 +29,7 @@ class Design(NamedTuple):
     schedule: that the denoiser was trained with.
     prediction: what it outputs.
     zero_empty: guidance is away from zeros, not from the empty caption.
+    null_caption: "empty", or "buffer": away from PixArt's own null caption.
   """
 
   family: str
@@ -36,6 +38,7 @@ class Design(NamedTuple):
   schedule: schedules.Schedule
   prediction: str
   zero_empty: bool
+  null_caption: str = "empty"
 
 
 class Model(NamedTuple):
@@ -45,8 +48,10 @@ class Model(NamedTuple):
     design: how its networks work together.
     params: the weights of each network.
     configs: of each.
-    tokenizers: from data/tokenize.py, of each text tower.
+    tokenizers: from data/tokenize.py, of each text tower; the classes of a
+      model that has none.
     length: of captions in tokens, T.
+    clean: captions are cleaned by T5's rules.
   """
 
   design: Design
@@ -54,6 +59,7 @@ class Model(NamedTuple):
   configs: dict[str, Any]
   tokenizers: dict[str, Any]
   length: int
+  clean: bool = False
 
   @property
   def family(self) -> families.Family:
@@ -89,10 +95,15 @@ def make(
     name: tokenize.load(one)
     for name, one in families.tokenizers(family, names).items()
   }
+  ids = {name: tokenize.ids(one) for name, one in tokenizers.items()}
+  if family == "dit":
+    known = classes.load(names.classes)
+    tokenizers = {"label": known}
+    ids = {"transformer": {"classes": len(known.names)}}
   found = families.open(
     family,
     names,
-    {name: tokenize.ids(one) for name, one in tokenizers.items()},
+    ids,
     train_text=trains_text,
     mesh=sharding.current_mesh(),
   )
@@ -118,6 +129,7 @@ def make(
     schedule=schedules.Schedule(**names.schedule),
     prediction=names.prediction,
     zero_empty=names.zero_empty,
+    null_caption=names.null_caption,
   )
   return Model(
     design,
@@ -125,6 +137,7 @@ def make(
     {name: loaded.config for name, loaded in found.items()},
     tokenizers,
     config.encode.tokens,
+    names.clean,
   )
 
 
@@ -149,11 +162,27 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"sample.size={options.size} does not divide by {factor}, the "
       "autoencoder's reduction"
     )
+  made = sizes.of(options).made
+  for pixels in made:
+    if pixels % factor:
+      raise ValueError(
+        f"an image of {made[0]} x {made[1]} pixels does not divide "
+        f"by {factor}, the autoencoder's reduction; set sample.height and "
+        "sample.width to multiples, or sample.binning"
+      )
+  if options.sampler in samplers.LEARNED:
+    row = families.FAMILIES[families.find(config.model)]
+    network = hub.config(config.model[row.denoiser], row.kinds[row.denoiser])
+    if (network.out_channels or 0) != 2 * network.in_channels:
+      raise ValueError(
+        f"sample.sampler={options.sampler!r} needs a learned variance: a "
+        f"model.{row.denoiser} of out_channels={2 * network.in_channels}"
+      )
 
 
 @functools.cache
 def compiled(
-  design: Design, sampler: str, steps: int, rescale: float
+  design: Design, sampler: str, steps: int, rescale: float, channels: int = 0
 ) -> Callable[..., jax.Array]:
   """The function from tokens and noise to images, compiled when first called.
 
@@ -170,6 +199,8 @@ def compiled(
   """
   run = samplers.by_name(sampler)
   family = families.FAMILIES[design.family]
+  learned = sampler in samplers.LEARNED
+  predict = families.output if learned else families.predict
 
   @jax.jit
   def sample(params, captions, empty, size, xt, guidance, key):
@@ -178,23 +209,28 @@ def compiled(
       for name, structure in design.networks
     }
     # Made at this size and not cropped.
-    sizes = jnp.concatenate([size, jnp.zeros_like(size), size])
+    six = jnp.concatenate([size, jnp.zeros_like(size), size])
     rows = lambda x: jnp.broadcast_to(x, (len(xt), *x.shape[1:]))
-    cond = family.conditions(networks, captions, rows(sizes[None]))
+    cond = family.conditions(networks, captions, rows(six[None]))
     if design.zero_empty:
       every = jnp.ones(len(xt), bool)
       uncond = families.zero(design.family, cond, every)
+    elif design.null_caption == "buffer":
+      every = jnp.ones(len(xt), bool)
+      null = networks[family.denoiser].drop(cond["context"], every)
+      uncond = {**cond, "context": null}
     else:
-      uncond = family.conditions(networks, empty, sizes[None])
+      uncond = family.conditions(networks, empty, six[None])
       uncond = jax.tree.map(rows, uncond)
     denoise = samplers.guided(
-      lambda xt, t, conditions: families.predict(
+      lambda xt, t, conditions: predict(
         design.family, networks, sharding.constrain(xt), t, conditions
       ),
       cond,
       uncond,
       guidance,
       rescale,
+      channels or xt.shape[-1],
     )
     z = run(
       denoise,
@@ -213,9 +249,13 @@ def compiled(
 
 def encode(model: Model, prompts: Sequence[str]) -> list[families.Captions]:
   """Prompts as each text tower of a model reads them."""
+  if model.clean:
+    prompts = [clean_caption.clean(prompt) for prompt in prompts]
   clean = [model.family.clean(prompt) for prompt in prompts]
   return [
-    families.Captions(*tokenize.encode(tokenizer, clean, model.length))
+    families.Captions(classes.encode(tokenizer, clean))
+    if isinstance(tokenizer, classes.Classes)
+    else families.Captions(*tokenize.encode(tokenizer, clean, model.length))
     for tokenizer in model.tokenizers.values()
   ]
 
@@ -233,12 +273,15 @@ def generate(
   prompts: Sequence[str],
   *,
   size: int | tuple[int, int],
+  wanted: tuple[int, int] | None = None,
   seed: int = 0,
   sampler: str = "dpm_solver_pp",
   steps: int = 20,
   guidance: float = 3.0,
   rescale: float = 0.0,
+  channels: int = 0,
   batch_size: int = 16,
+  indices: Int[np.ndarray, "N"] | None = None,
   xt: Float[Any, "N H W C"] | None = None,
   progress: Callable[[int], Any] = lambda count: None,
 ) -> Float[np.ndarray, "N Y X 3"]:
@@ -251,12 +294,16 @@ def generate(
     model: from `make`.
     prompts: N captions.
     size: pixels a side, or height and width.
+    wanted: height and width to which images are resized, and cropped where the
+      ratio is another.
     seed: of the noise.
     sampler: one of diffusion/samplers.py.
     steps: of the sampler.
     guidance: how far beyond the caption's prediction to go; 1 for none.
     rescale: see `samplers.guided`.
+    channels: of the latents that are guided, see there; 0 for all.
     batch_size: images at once.
+    indices: the number i of each image, where they are a part of more.
     xt: the noise to start from, instead of the seed's.
     progress: called with the number of images made.
 
@@ -269,7 +316,7 @@ def generate(
   """
   if not prompts:
     raise ValueError("no prompts; give at least one")
-  run = compiled(model.design, sampler, steps, rescale)
+  run = compiled(model.design, sampler, steps, rescale, channels)
   height, width = (size, size) if isinstance(size, int) else size
   shape = latent_shape(model, (height, width))
   captions, empty = encode(model, prompts), encode(model, [""])
@@ -281,7 +328,7 @@ def generate(
     rows = np.arange(start, start + batch_size)
     taken = np.minimum(rows, len(prompts) - 1)
     if xt is None:
-      begin = noise(key, taken, shape)
+      begin = noise(key, taken if indices is None else indices[taken], shape)
     else:
       begin = jnp.asarray(xt)[taken]
     images = run(
@@ -296,7 +343,10 @@ def generate(
     done = min(batch_size, len(prompts) - start)
     result.append(np.asarray(images)[:done])
     progress(done)
-  return np.concatenate(result)
+  made = np.concatenate(result)
+  if wanted in (None, (height, width)):
+    return made
+  return sizes.fit(made, *wanted)
 
 
 def latent_shape(model: Model, size: tuple[int, int]) -> tuple[int, int, int]:

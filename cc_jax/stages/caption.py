@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """cc-jax caption: a caption for each image, in a folder beside the images."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import collections
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
 import os
+import shutil
 import tempfile
 from typing import Any, NamedTuple
 
@@ -16,15 +18,21 @@ from cc_jax.core import files, log, sharding, versions
 from cc_jax.data import (
   caption_join,
   caption_quality,
+  drafts,
   passes,
   shards,
   tally,
   tokenize,
 )
-from cc_jax.pipelines import caption_recipe, captioner, image_captioner
+from cc_jax.pipelines import (
+  caption_recipe,
+  captioner,
+  image_captioner,
+  overlap,
+)
 
-# Of records of the catalogue, captions and the flags that they have already.
-Write = Callable[[Sequence[Mapping[str, Any]]], list[tuple[str, list[str]]]]
+# Of what the pieces yield, captions and the flags that they have already.
+Write = Callable[[Sequence[Any]], list[tuple[str, list[str]]]]
 
 
 class Way(NamedTuple):
@@ -36,6 +44,7 @@ class Way(NamedTuple):
     pieces: what is read.
     weights: their hash, where a network makes them; else "".
     batch_size: most records in a call.
+    seconds: of `overlap.run`, where it is used.
   """
 
   write: Write
@@ -43,6 +52,7 @@ class Way(NamedTuple):
   pieces: Sequence[passes.Piece]
   weights: str = ""
   batch_size: int = 256
+  seconds: overlap.Seconds | None = None
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> tally.Counts:
@@ -72,7 +82,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> tally.Counts:
     found = gate([text for text, _ in written])
     return [
       # Of what has a flag already, no further one would say more.
-      {"key": example["key"], feature: text, flags: known or judged}
+      {"key": drafts.of(example, "key"), feature: text, flags: known or judged}
       for example, (text, known), judged in zip(
         examples, written, found, strict=True
       )
@@ -97,6 +107,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> tally.Counts:
       progress=progress,
     )
   versions.record(workdir, "caption", config)
+  if counts.shards and way.seconds:
+    overlap.record(workdir, "caption", way.seconds)
   log.announce("caption", f"{counts}")
   if options.vocabulary and counts.complete:
     train_tokenizer(config, feature)
@@ -140,17 +152,20 @@ def from_network(
   made = image_captioner.make(
     loaded, tokenizer, recipe, mesh=mesh, batch_size=options.batch_size
   )
+  seconds: overlap.Seconds = collections.Counter()
+  stream = image_captioner.stream(made, seconds)
   return Way(
-    functools.partial(image_captioner.caption, made),
+    lambda batch: [written for (written,) in overlap.results(batch)],
     {
       "method": recipe.kind,
       **recipe.decides(),
       "size": made.size,
       "tokenizer": tokenize.digest(tokenizer),
     },
-    image_captioner.ahead(pieces, made.prepare, made.batch_size),
+    [overlap.piece(piece, stream) for piece in pieces],
     loaded.hash,
     made.batch_size,
+    seconds,
   )
 
 
@@ -208,6 +223,7 @@ def train_tokenizer(config: ml_collections.ConfigDict, feature: str) -> None:
   folder = config.model.tokenizer
   if files.listing(folder):
     log.announce("tokenizer", f"{folder} is there already")
+    _sweep(folder)
     return
   dataset = shards.open(config.caption.folder)
   captions = [
@@ -236,14 +252,25 @@ def _folder(name: str) -> Iterator[str]:
     return
   parent, last = os.path.split(os.path.abspath(name))
   os.makedirs(parent, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    dir=parent, prefix=f".{last}.", suffix=".tmp"
-  ) as temporary:
-    written = os.path.join(temporary, last)
-    yield written
-    try:
+  try:
+    with tempfile.TemporaryDirectory(
+      dir=parent, prefix=f".{last}.", suffix=".tmp"
+    ) as temporary:
+      written = os.path.join(temporary, last)
+      yield written
       os.replace(written, name)
-    except OSError:
-      # Another process has made the same one.
-      if not files.listing(name):
-        raise
+  except Exception:
+    # Another process has made the same one, and perhaps swept ours away.
+    if not files.listing(name):
+      raise
+  _sweep(name)
+
+
+def _sweep(name: str) -> None:
+  """Removes what killed processes left beside a folder that is there."""
+  if files.is_remote(name):
+    return
+  parent, last = os.path.split(os.path.abspath(name))
+  for beside in files.listing(parent):
+    if beside.startswith(f".{last}.") and beside.endswith(".tmp"):
+      shutil.rmtree(os.path.join(parent, beside), ignore_errors=True)

@@ -9,15 +9,20 @@ import ml_collections
 import numpy as np
 
 from cc_jax.core import checkpoint, files, log, sharding, versions
+from cc_jax.core import config as configs
 from cc_jax.data import aligned, images, loader, shards
 from cc_jax.metrics import recognition
-from cc_jax.pipelines import preview, text_to_image
+from cc_jax.pipelines import (
+  clip_gen,
+  clip_to_image,
+  comparison,
+  preview,
+  text_to_image,
+)
 from cc_jax.tasks import task as tasks
 
 
-def main(
-  config: ml_collections.ConfigDict, workdir: str
-) -> Mapping[str, float]:
+def main(config: ml_collections.ConfigDict, workdir: str) -> Mapping[str, Any]:
   """Adds its numbers to `config.evaluate.metrics` and returns them.
 
   Raises:
@@ -25,11 +30,19 @@ def main(
   """
   options = config.evaluate
   found: dict[str, Any] = {}
-  log.announce("evaluate", f"{config.train.checkpoints}")
+  model = options.model or config.train.checkpoints
+  log.announce("evaluate", model)
   with sharding.use_all_devices(options.batch_size):
-    found["validation_loss"] = validation_loss(config)
+    if options.validation_loss:
+      found["validation_loss"] = validation_loss(config)
+      if config.train.task == "latent_diffusion" and options.timesteps:
+        found["validation_mse_at"] = validation_mse(config)
     if options.recognise.each:
       found |= recognise(config)
+    if config.train.task in ("contrastive", "prior", "vqgan"):
+      found |= numbers(config)
+  if options.prompts:
+    found["evaluation"] = comparison.run(config)
   versions.record(workdir, "evaluate", config)
   if log.is_first():
     earlier = {}
@@ -37,7 +50,8 @@ def main(
       earlier = files.read_json(options.metrics)
     files.write_json(options.metrics, {**earlier, **found})
   for name, value in found.items():
-    log.announce("evaluate", f"{name} = {value:.4g}")
+    if not isinstance(value, Mapping):
+      log.announce("evaluate", f"{name} = {value:.4g}")
   log.announce("evaluate", f"{len(found)} numbers -> {options.metrics}")
   return found
 
@@ -48,9 +62,37 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
   Timesteps and noise come from a fixed key, so that two checkpoints are
   compared on the same work; captions are not dropped.
   """
+  return _held_out(config, [{}])[0][0]
+
+
+def validation_mse(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """The squared error at each of `evaluate.timesteps`, with the same noise.
+
+  Unlike the loss it is the same measure whatever timesteps training draws and
+  however it weighs them.
+
+  Raises:
+    ValueError: a timestep that the schedule does not have.
+  """
+  steps, last = config.evaluate.timesteps, config.model.schedule.steps
+  for step in steps:
+    if not 0 <= step < last:
+      raise ValueError(f"evaluate.timesteps: {step}; expected 0 to {last - 1}")
+  found = _held_out(config, [{"timestep": step} for step in steps])
+  return {
+    f"{step}": mse["mse"] for step, (_, mse) in zip(steps, found, strict=True)
+  }
+
+
+def _held_out(
+  config: ml_collections.ConfigDict, given: list[dict[str, int]]
+) -> list[tuple[float, dict[str, float]]]:
+  """Loss and metrics over the held-out data, once with each of `given`."""
   options = config.evaluate
   config = ml_collections.ConfigDict(config)
   config.latent_diffusion.drop_caption = 0.0
+  for name in ("corrupt", "drop_condition", "dropout", "noise"):
+    config.prior[name] = 0.0
   task = tasks.make(config)
   source = tasks.source(task, config.train.folders, options.split)
   params = checkpoint.load(
@@ -59,7 +101,7 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
     jax.eval_shape(task.init, jax.random.key(0)),
     None if config.sample.step < 0 else config.sample.step,
   )
-  loss = jax.jit(lambda loss, *args: loss(*args)[0])
+  loss = jax.jit(lambda loss, *args: loss(*args))
   # As stored and once: every host sees all records, the last batch is short.
   batches = loader.batches(
     source,
@@ -69,14 +111,35 @@ def validation_loss(config: ml_collections.ConfigDict) -> float:
     repeat=False,
     transform=task.transform,
   )
-  total, start = 0.0, 0
+  totals = [(0.0, dict[str, float]()) for _ in given]
+  start = 0
   for batch in batches:
     rows = len(next(iter(batch.values())))
     key = jax.random.fold_in(jax.random.key(0), start)
-    total += rows * float(loss(task.loss, params, batch, key))
+    for place, more in enumerate(given):
+      fixed = {k: np.full(rows, v, np.int32) for k, v in more.items()}
+      one, metrics = loss(task.loss, params, batch | fixed, key)
+      total, sums = totals[place]
+      for name, value in metrics.items():
+        if isinstance(value, Mapping):  # Of `Task.after`, and no number.
+          continue
+        sums[name] = sums.get(name, 0.0) + rows * float(value) / len(source)
+      totals[place] = total + rows * float(one), sums
     start += rows
   batches.close()
-  return total / len(source)
+  return [(total / len(source), sums) for total, sums in totals]
+
+
+def numbers(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """What pipelines/clip_gen.py measures of CLIP-GEN's networks."""
+  task = tasks.make(config)
+  params = checkpoint.load(
+    config.train.checkpoints,
+    config.sample.part,
+    jax.eval_shape(task.init, jax.random.key(0)),
+    None if config.sample.step < 0 else config.sample.step,
+  )
+  return clip_gen.measure(config, task.parts, params, real_images)
 
 
 def recognise(config: ml_collections.ConfigDict) -> dict[str, float]:
@@ -94,23 +157,45 @@ def recognise(config: ml_collections.ConfigDict) -> dict[str, float]:
     options.templates[i % len(options.templates)].format(title=title)
     for i, title in enumerate(labels)
   ]
-  model = text_to_image.make(config)
-  with log.progress(len(prompts), "evaluate", "images") as progress:
-    made = text_to_image.generate(
-      model,
-      prompts,
-      seed=config.seed + 1,
-      **preview.arguments(config),
-      progress=progress,
-    )
   share = lambda images_, names: recognition.recognised(
     judge, images_, names, options.side
   )
-  return {
-    "recognised": share(made, labels),
+  found = {
+    "recognised": share(generate(config, prompts), labels),
     "recognised_real": share(held_out, held_titles),
-    "recognised_of": len(made),
+    "recognised_of": len(labels),
   }
+  for changes in options.also:
+    other = ml_collections.ConfigDict(config)
+    for change in changes.split(","):
+      name, _, value = change.partition("=")
+      configs.override(other, f"config.sample.{name}", value)
+    made = generate(other, prompts)
+    found[f"recognised[{changes}]"] = share(made, labels)
+  return found
+
+
+def generate(
+  config: ml_collections.ConfigDict, prompts: list[str]
+) -> np.ndarray:
+  """An image for each prompt, by the model of a config."""
+  seed, size = config.seed + 1, config.sample.batch_size
+  with log.progress(len(prompts), "evaluate", "images") as progress:
+    if config.train.task == "prior":
+      return clip_to_image.generate(
+        clip_to_image.make(config),
+        prompts,
+        seed=seed,
+        batch_size=size,
+        progress=progress,
+      )
+    return text_to_image.generate(
+      text_to_image.make(config),
+      prompts,
+      seed=seed,
+      **preview.arguments(config),
+      progress=progress,
+    )
 
 
 def real_images(

@@ -20,13 +20,23 @@ import ml_collections
 import numpy as np
 
 from cc_jax.core import checkpoint, files, log, tree, versions
-from cc_jax.data import aligned, shards
-from cc_jax.models import hub, kinds
-from cc_jax.pipelines import card, encoder, folders, preview, text_to_image
+from cc_jax.data import aligned, clean_caption, shards
+from cc_jax.models import families, hub, kinds
+from cc_jax.pipelines import (
+  card,
+  clip_gen_folder,
+  folders,
+  preview,
+  run_report,
+  scaling,
+  text_to_image,
+)
+from cc_jax.tasks import task as tasks
 
 # Largest difference from diffusers' image, in [0, 1]: half a grey level.
 TOLERANCE = 2e-3
 
+REPORT = "report.html"
 CODE = """\
 ```python
 import diffusers
@@ -52,7 +62,13 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> str:
       repository that cannot be pushed to.
   """
   options, task = config.export, config.train.task
-  write = {"autoencoder": autoencoder, "latent_diffusion": pipeline}
+  write = {
+    "autoencoder": autoencoder,
+    "contrastive": clip_gen,
+    "latent_diffusion": pipeline,
+    "prior": clip_gen,
+    "vqgan": clip_gen,
+  }
   if options.network:
     task, write = "", {"": network}
   if task not in write:
@@ -92,6 +108,16 @@ def pipeline(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
   """
   sample = config.sample
   model = text_to_image.make(config, part=config.export.part)
+  report = ""
+  if run_report.is_noted(workdir):
+    files.write_atomic(
+      f"{config.export.folder}/{REPORT}", run_report.write(config, workdir)
+    )
+    report = (
+      f"\n\n[{REPORT}]({REPORT}) has the curves of the training, samples, all "
+      "metrics with their intervals, the data by licence, the cost and the "
+      "commands."
+    )
   readme = card.write(
     config,
     workdir,
@@ -101,7 +127,8 @@ def pipeline(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
     + CODE.format(
       type=folders.LAYOUTS[model.design.family].pipeline,
       call=SAMPLE.format(steps=sample.steps, guidance=sample.guidance),
-    ),
+    )
+    + report,
     tag="text-to-image",
   )
   return folders.write(
@@ -133,7 +160,7 @@ def autoencoder(
   datasets = [shards.open(name) for name in config.train.folders]
   source = aligned.source(datasets, config.train.split, ("image",))
   rows = np.linspace(0, len(source) - 1, min(len(source), 256)).astype(int)
-  factor = encoder.scaling_factor(
+  factor = scaling.scaling_factor(
     hub.Loaded(vae_config, params),
     [source[int(row)]["image"] for row in rows],
     config.autoencoder.size,
@@ -154,6 +181,24 @@ def autoencoder(
   files.write_atomic(f"{folder}/README.md", readme)
   hub.save(folder, "autoencoder", made, params, dtype=config.export.dtype)
   return {"vae": tree.count(params)}
+
+
+def clip_gen(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
+  """A network of CLIP-GEN, or with the prior all three, by themselves."""
+  task = tasks.make(config)
+  params = checkpoint.load(
+    config.train.checkpoints,
+    config.export.part,
+    jax.eval_shape(task.init, jax.random.key(0)),
+    None if config.sample.step < 0 else config.sample.step,
+  )
+  readme = card.write(
+    config,
+    workdir,
+    usage=clip_gen_folder.usage(config),
+    tag=clip_gen_folder.TAGS[config.train.task],
+  )
+  return clip_gen_folder.write(config, task.parts, params, readme)
 
 
 def network(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
@@ -182,6 +227,22 @@ def check_possible(config: ml_collections.ConfigDict) -> None:
     raise ValueError(
       "export.check compares images of a text-to-image model; this is an "
       f"export of {what}"
+    )
+  names = config.model
+  family = families.find(names)
+  if family == "dit":
+    raise ValueError(
+      "export.check has prompts, and a model of classes takes none; open the "
+      "folder with diffusers.DiTPipeline"
+    )
+  if names.null_caption == "buffer":
+    raise ValueError(
+      "export.check: PixArtAlphaPipeline guides away from an empty caption, "
+      "this model from its null caption; set model.null_caption='empty'"
+    )
+  if config.sample.channels:
+    raise ValueError(
+      "export.check: diffusers guides all channels; set sample.channels=0"
     )
   if config.sample.sampler == "ddpm":
     raise ValueError(
@@ -233,18 +294,23 @@ def check(config: ml_collections.ConfigDict) -> float:
     "use_resolution_binning": False,
     "max_sequence_length": model.length,
   }
-  shape = text_to_image.latent_shape(model, (options.size, options.size))
+  arguments = preview.arguments(config) | {"rescale": rescale, "batch_size": 1}
+  height, width = arguments["size"]
+  shape = text_to_image.latent_shape(model, (height, width))
   xt = text_to_image.noise(
     jax.random.key(config.seed), np.zeros(1, np.int32), shape
   )
   prompts = list(options.prompts[:1])
-  arguments = preview.arguments(config) | {"rescale": rescale, "batch_size": 1}
+  arguments["wanted"] = None
   ours = text_to_image.generate(model, prompts, xt=xt, **arguments)
+  if model.clean:
+    # By our rules, since diffusers' need packages that may not be there.
+    prompts = [clean_caption.clean(prompt) for prompt in prompts]
   theirs = pipe(
     prompts,
     latents=torch.tensor(np.asarray(xt)).permute(0, 3, 1, 2),
-    height=options.size,
-    width=options.size,
+    height=height,
+    width=width,
     num_inference_steps=options.steps,
     guidance_scale=options.guidance,
     output_type="np",

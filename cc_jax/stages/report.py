@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cc-jax report: one HTML page of a dataset folder, to be opened anywhere."""
+"""cc-jax report: one HTML page, of a dataset, a run or pairs to vote on.
+
+To be opened anywhere: a page asks for nothing that is not in it.
+"""
 
 import bisect
-import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import io
 import itertools
-import re
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -14,19 +15,18 @@ import numpy as np
 from PIL import Image
 
 from cc_jax.core import files, log, versions
-from cc_jax.data import aligned, images, licences, page, shards
+from cc_jax.data import (
+  aligned,
+  images,
+  licences,
+  page,
+  prompt_sets,
+  shards,
+  tokenize,
+)
+from cc_jax.pipelines import dataset_report, pairwise, run_report
 
 _NEEDED = ("author", "height", "licence", "licence_url", "page_url", "title")
-_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
-_RATIOS = {
-  1 / 3: "1:3",
-  1 / 2: "1:2",
-  3 / 4: "3:4",
-  1.0: "1:1",
-  4 / 3: "4:3",
-  2.0: "2:1",
-  3.0: "3:1",
-}
 
 
 class Sample(NamedTuple):
@@ -49,8 +49,26 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> str:
   """Writes `config.report.page` and returns its path.
 
   Raises:
+    ValueError: a kind that there is not, or what it would show is not there.
+  """
+  options = config.report
+  kinds = {"dataset": dataset_page, "run": run_page, "pairwise": voting_page}
+  if options.kind not in kinds:
+    raise ValueError(
+      f"report.kind={options.kind!r}; expected {', '.join(kinds)}"
+    )
+  kinds[options.kind](config, workdir)
+  versions.record(workdir, "report", config)
+  return options.page
+
+
+def dataset_page(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Numbers, charts and pictures of a folder of images.
+
+  Raises:
     ValueError: no such dataset, or captions that are not beside it.
   """
+  del workdir
   options = config.report
   dataset = shards.open(options.images)
   absent = [n for n in _NEEDED if n not in {f.name for f in dataset.fields}]
@@ -67,11 +85,54 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> str:
   seen = sample(datasets, options, config.seed)
   if log.is_first():
     files.write_atomic(options.page, write(datasets, seen, options))
-  versions.record(workdir, "report", config)
   log.announce(
     "report", f"{len(seen.pictures)} pictures shown -> {options.page}"
   )
-  return options.page
+
+
+def run_page(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Curves, samples, metrics, data, cost and commands of a training.
+
+  Raises:
+    ValueError: nothing was trained in the work folder.
+  """
+  if log.is_first():
+    files.write_atomic(config.report.page, run_report.write(config, workdir))
+  log.announce("report", f"the run of {workdir} -> {config.report.page}")
+
+
+def voting_page(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Pairs of pictures to vote on, and the key to whose they are.
+
+  Raises:
+    ValueError: folders that are not of the same prompts.
+  """
+  del workdir
+  options = config.report
+  if len(options.pairwise) != 2 or not all(options.pairwise):
+    raise ValueError(
+      f"report.pairwise={options.pairwise}; expected two folders of images "
+      "that `cc-jax evaluate` made, ('A/guidance-3', 'B/guidance-3')"
+    )
+  prompts = prompt_sets.prompts(
+    prompt_sets.open(config.evaluate.prompts, config.evaluate.split)
+  )
+  text, key = pairwise.page(
+    tuple(options.pairwise),
+    prompts,
+    pairs=options.pairs,
+    seed=config.seed,
+    names=tuple(options.names),
+    each=config.evaluate.each,
+  )
+  if log.is_first():
+    files.write_json(options.key, key)
+    files.write_atomic(options.page, text)
+  log.announce(
+    "report",
+    f"{len(key['pairs']):,} pairs -> {options.page}; the key, which is not for "
+    f"voters -> {options.key}",
+  )
 
 
 def sample(
@@ -183,13 +244,23 @@ def write(
       if rejected
       else page.paragraph("Nothing was left out."),
     ),
-    sizes(seen.sizes),
+    dataset_report.sizes(seen.sizes),
   ]
   if seen.captions:
-    sections.append(captions(seen.captions))
+    of = datasets[1].provenance
+    flagged = of.get("counts", {}).get("flags", {})
+    sections += [
+      dataset_report.captions(seen.captions, tokens(seen, of), flagged, total),
+      dataset_report.vocabulary(seen.captions),
+    ]
   summary = f"{options.duplicates}.summary.json"
   if options.duplicates and files.path(summary).exists():
-    sections.append(copies(files.read_json(summary)))
+    sections.append(dataset_report.copies(files.read_json(summary)))
+  sections += [
+    dataset_report.waited(files.read_json(path))
+    for path in options.seconds
+    if files.path(path).exists()
+  ]
   whole = "all" if measured == total else f"{measured:,} drawn at random"
   code = dataset.provenance.get("code") or [{}]
   return page.render(
@@ -198,8 +269,10 @@ def write(
     f"cc-jax {dataset.provenance.get('stage', '(unknown)')}.",
     numbers=numbers,
     sections=sections,
-    pictures=seen.pictures,
-    sample=f"{len(seen.pictures):,} of {total:,} images, drawn at random.",
+    shown=page.gallery(
+      seen.pictures,
+      f"{len(seen.pictures):,} of {total:,} images, drawn at random.",
+    ),
     footer="Made by cc-jax report. Sizes and captions are of "
     f"{whole} of the images; licences and reasons are of all. "
     f"Git revision {code[0].get('revision') or 'unknown'}.",
@@ -207,62 +280,9 @@ def write(
   )
 
 
-def sizes(found: list[tuple[int, int]]) -> str:
-  """Charts of the sizes of pictures."""
-  height, width = np.array(found, np.float64).T
-  shorter = np.minimum(height, width).tolist()
-  return page.section(
-    "Sizes",
-    page.histogram("Shorter side, pixels", shorter, logarithmic=True),
-    page.histogram(
-      "Megapixels", (height * width / 1e6).tolist(), logarithmic=True
-    ),
-    page.histogram(
-      "Width to height",
-      (width / height).tolist(),
-      logarithmic=True,
-      names=_RATIOS,
-    ),
-  )
-
-
-def captions(texts: list[str]) -> str:
-  """Charts of the lengths of captions and of their words."""
-  split = [_WORD.findall(text.lower()) for text in texts]
-  counts = collections.Counter(word for words in split for word in words)
-  once = sum(count == 1 for count in counts.values())
-  most = dict(sorted(counts.items(), key=lambda x: (-x[1], x[0]))[:40])
-  different = len(set(texts))
-  return page.section(
-    "Captions",
-    page.histogram("Words in a caption", [float(len(x)) for x in split])
-    + page.paragraph(
-      f"{len(texts):,} captions, {different:,} of them different; "
-      f"{len(counts):,} different words, {once:,} of them seen once."
-    ),
-    page.words("Most frequent words", most),
-  )
-
-
-def copies(summary: dict[str, Any]) -> str:
-  """What `cc-jax deduplicate` found."""
-  near = {int(bits): count for bits, count in summary["near"].items()}
-  found = {
-    "the same bytes": summary["exact"],
-    "0 to 9 bits apart": sum(n for b, n in near.items() if b < 10),
-    "10 to 19 bits": sum(n for b, n in near.items() if 10 <= b < 20),
-    "20 to 29 bits": sum(n for b, n in near.items() if 20 <= b < 30),
-    "30 bits or more": sum(n for b, n in near.items() if b >= 30),
-  }
-  found = {name: count for name, count in found.items() if count}
-  return page.section(
-    "Copies",
-    page.bars("Copies of another image", found, of=summary["read"])
-    if found
-    else page.paragraph("No image is a copy of another one."),
-    page.paragraph(
-      f"{summary['read']:,} images were compared by hashes of 256 bits; up to "
-      f"{summary['settings']['threshold']} bits apart, one is a copy, and the "
-      "one with the freest licence, then the largest, is kept."
-    ),
-  )
+def tokens(seen: Sample, provenance: Mapping[str, Any]) -> list[int]:
+  """Lengths of captions for the text encoder that their flags are about."""
+  flags = provenance.get("config", {}).get("flags", {})
+  if not flags.get("tokenizer"):
+    return []
+  return tokenize.lengths(tokenize.load(flags["tokenizer"]), seen.captions)

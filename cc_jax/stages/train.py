@@ -36,8 +36,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       there does not fit; nothing is written then.
     FloatingPointError: a metric is not a finite number; the checkpoints are
       from before.
-    KeyboardInterrupt: SIGTERM came; the step is saved. What would follow, as
-      an export, must wait until the same command has finished the training.
+    SystemExit: SIGTERM came; the step is saved, and the status is 0. What would
+      follow, as an export, must wait until the same command has trained to the
+      end.
   """
   options = config.train
   mesh = sharding.make_mesh(**options.mesh)
@@ -50,19 +51,23 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
     draw = preview.make(config) if options.preview_every else None
 
     key = jax.random.key(config.seed)
-    shapes = sharding.with_layouts(jax.eval_shape(init, key), mesh)
+    shapes = sharding.with_layouts(
+      jax.eval_shape(init, key), mesh, config.train.spread
+    )
     layouts = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     # In this order: resume, else import, else initialise.
-    first = checkpoint.latest_step(options.checkpoints) or 0
-    place = None
-    if first:
+    first, place = 0, None
+    if checkpoint.steps(options.checkpoints):
       state, place = checkpoint.restore(options.checkpoints, shapes)
+      first = int(state.step)
       origin = f"step {first} of {options.checkpoints}"
     else:
       state = jax.jit(init, out_shardings=layouts)(key)
       origin = f"random weights, seed {config.seed}"
       if options.init:
-        params = jax.device_put(tasks.load(task, options.init), layouts.params)
+        loaded = tasks.load(task, options.init, state.params)
+        places = {name: layouts.params[name] for name in loaded}
+        params = {**state.params, **jax.device_put(loaded, places)}
         # A copy, since both are donated.
         ema = jax.tree.map(jnp.copy, params)
         state = state._replace(params=params, ema=ema)
@@ -74,7 +79,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       seed=config.seed,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
-      buckets=bucket_index.load(source) if "bucket" in task.features else None,
+      buckets=bucket_index.load(source) if task.bucketed else None,
       transform=task.transform,
       place=place,
     )
@@ -90,14 +95,22 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
     rows = next(batches)
     started, queue = time.perf_counter(), collections.deque()
     batch = sharding.put_batch(rows, mesh)
-    compiled = steps.compile_update(update, state, loss, batch)
+    if options.program:
+      compiled = steps.load_update(config, mesh, update, state, loss, batch)
+    else:
+      compiled = steps.compile_update(update, state, loss, batch)
     describe(compiled, time.perf_counter() - started)
     # One for each aspect bucket, when its first batch comes.
     programs = {shapes_of(batch): compiled}
 
     # Nothing is written until all that can be refused has been.
     versions.record(workdir, "train", config)
-    checkpoints = checkpoint.manager(options.checkpoints, keep=options.keep)
+    checkpoints = checkpoint.manager(
+      options.checkpoints,
+      keep=options.keep,
+      every=options.keep_every,
+      after=first,
+    )
     stack.callback(checkpoint.close, checkpoints)
     writers = log.open_writers(workdir, step=first)
     stack.callback(log.close_writers, writers)
@@ -138,9 +151,12 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> steps.State:
       seconds,
       options.checkpoints,
     )
-    if step < options.steps:
-      raise KeyboardInterrupt(f"SIGTERM; step {step} is saved")
-    return state
+  if step < options.steps:
+    log.announce(
+      "train", f"SIGTERM: step {step:,} is saved; the same command goes on"
+    )
+    raise SystemExit(0)
+  return state
 
 
 def shapes_of(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to latent by diffusion: the loss of Stable Diffusion.
+"""Text to latent by diffusion: one loss for all families.
 
 "High-Resolution Image Synthesis with Latent Diffusion Models",
 arXiv 2112.10752, eq. 3, with latents that were encoded before and text that is
-encoded here: its encoder costs 8 % of a step at 256 pixels, its states twenty
-times the storage of the latents.
+encoded here: CLIP costs 8 % of a step at 256 pixels, its states twenty times
+the storage of the latents. (T5's states are stored: conditioning.py.) Where the
+denoiser learns a variance, as DiT and PixArt-alpha do, the variational bound
+comes on top: diffusion/variational.py.
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
@@ -16,10 +19,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import ml_collections
 
 from cc_jax.core import sharding, tree
-from cc_jax.data import latents, tokenize
+from cc_jax.data import latents
 from cc_jax.diffusion import schedule as schedules
-from cc_jax.models import families, kinds, layers
-from cc_jax.tasks import task
+from cc_jax.diffusion import variational
+from cc_jax.models import attention, families, kinds, layers, recompute
+from cc_jax.tasks import conditioning, padded, starting, task
 
 
 def make(config: ml_collections.ConfigDict) -> task.Task:
@@ -32,30 +36,24 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   schedule = schedules.Schedule(**names.schedule)
   schedules.check_prediction(schedule, names.prediction)
   check(options)
+  attention.check(train.attention)
   family = families.find(names)
   families.check_zeros(family, names.zero_empty)
   row = families.FAMILIES[family]
-  tokenizers = {
-    name: tokenize.load(one)
-    for name, one in families.tokenizers(family, names).items()
-  }
-  tokenizer = tokenizers["text"]
+  reader = conditioning.make(config, family)
   found = families.open(
     family,
     names,
-    {name: tokenize.ids(one) for name, one in tokenizers.items()},
+    reader.ids,
     train_text=options.train_text,
+    stored=config.encode.text_states,
     dtype=train.dtype,
     mesh=sharding.current_mesh(),
   )
   vae = found.pop("vae")
-  channels = found[row.denoiser].config.out_channels
-  if channels not in (None, vae.config.latent_channels):
-    raise ValueError(
-      f"model.{row.denoiser} predicts {channels} channels of latents that have "
-      f"{vae.config.latent_channels}; a learned variance is not trained here, "
-      f"set out_channels={vae.config.latent_channels}"
-    )
+  denoiser = found[row.denoiser].config
+  check_channels(row.denoiser, denoiser, vae.config.latent_channels)
+  layout = layout_of(config, denoiser, vae.config.factor)
   structures = {
     name: kinds.structure(
       row.kinds[name],
@@ -70,7 +68,6 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   frozen = {
     name: loaded.params for name, loaded in found.items() if name not in trained
   }
-  empty = tokenize.encode(tokenizer, [""], config.encode.tokens)[0][0]
 
   def init(key: PRNGKeyArray) -> dict[str, Any]:
     keys = jax.random.split(key, len(parts))
@@ -81,6 +78,7 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
 
   def loss(
     frozen: dict[str, Any],
+    known: Any,
     params: dict[str, Any],
     batch: dict[str, Array],
     key: PRNGKeyArray,
@@ -92,49 +90,137 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     }
     keys = jax.random.split(key, 4)
     x0 = sample_latent(batch, keys[0]) * vae.config.scaling_factor
+    if "token_mask" in batch:
+      x0 = x0.reshape(*x0.shape[:2], -1, vae.config.latent_channels)
     dropped = jax.random.bernoulli(keys[1], options.drop_caption, (len(x0),))
-    tokens = batch["tokens"]
-    if not names.zero_empty:
-      tokens = drop(tokens, empty, dropped)
+    read = reader.read(known, batch)
+    if not names.zero_empty and names.null_caption == "empty":
+      read = reader.drop(known, read, dropped)
     with jax.named_scope("text"):
       conditions = row.conditions(
-        networks,
-        captions(tokens, tokenizers),
-        sizes(batch, vae.config.factor),
+        networks, read, sizes(batch, vae.config.factor)
       )
     if names.zero_empty:
       conditions = families.zero(family, conditions, dropped)
-    t = schedules.sample_t(keys[2], len(x0), schedule, options.stratified)
+    if names.null_caption == "buffer":
+      null = networks[row.denoiser].drop(conditions["context"], dropped)
+      conditions = {**conditions, "context": null}
+    t = batch.get("timestep")
+    if t is None:
+      t = schedules.sample_t(keys[2], len(x0), schedule, options.stratified)
     eps = schedules.offset_noise(keys[3], x0.shape, options.offset_noise)
-    xt = schedules.add_noise(schedule, x0, eps, t)
-    output = families.predict(family, networks, xt, t, conditions)
-    wanted = schedules.target(schedule, x0, eps, t, names.prediction)
-    errors = jnp.mean(
-      jnp.square(output.astype(jnp.float32) - wanted), axis=(1, 2, 3)
+    places, mask = None, None
+    if "token_mask" in batch:
+      places = {name: batch[name] for name in ("positions", "token_mask")}
+      mask = batch["token_mask"][..., None, None]
+    predict = lambda xt: families.output(
+      family, networks, xt, t, conditions, places
     )
+    with (
+      attention.using(train.attention),
+      recompute.recomputing(train.recompute),
+    ):
+      found = errors(predict, schedule, names.prediction, x0, eps, t, mask)
     weight = schedules.loss_weight(
       schedule, t, names.prediction, options.min_snr_gamma or None
     )
-    return jnp.mean(weight * errors), {"mse": jnp.mean(errors)}
+    if options.snr_loss:
+      weight = variational.snr_weight(schedule, t, names.prediction)
+    metrics = {name: jnp.mean(rows) for name, rows in found.items()}
+    total = jnp.mean(weight * found["mse"])
+    return total + metrics.get("vb", 0), metrics
 
   return task.Task(
     init=init,
-    loss=jax.tree_util.Partial(loss, frozen),
+    loss=jax.tree_util.Partial(loss, frozen, reader.known),
     features=(
       "latent_mean",
       *(("latent_std",) if config.encode.std else ()),
-      "tokens",
+      reader.feature,
       *row.features,
       *(("bucket",) if config.encode.buckets else ()),
     ),
-    transform=latents.shaped if config.encode.buckets else None,
+    transform=chain(reader.transform, layout),
     weights={
       "latent_mean": vae.hash,
       "latent_std": vae.hash,
-      "tokens": tokenize.digest(tokenizer),
+      **reader.weights,
     },
     parts=parts,
+    bucketed=config.encode.buckets and not options.padded,
+    start=functools.partial(starting.load, parts, config),
   )
+
+
+def layout_of(
+  config: ml_collections.ConfigDict, denoiser: Any, factor: int
+) -> Any:
+  """What makes a record's latents maps, or tokens of one number; or None.
+
+  Raises:
+    ValueError: `padded` without buckets, or for another than a transformer.
+  """
+  if not config.latent_diffusion.padded:
+    return latents.shaped if config.encode.buckets else None
+  if not config.encode.buckets or not hasattr(denoiser, "patch"):
+    raise ValueError(
+      "latent_diffusion.padded is for transformers over patches, on images of "
+      "encode.buckets"
+    )
+  return padded.make(
+    denoiser, (config.encode.size // factor // denoiser.patch) ** 2
+  )
+
+
+def chain(*transforms: Any) -> Any:
+  """One transform after another; None for none at all."""
+  found = [one for one in transforms if one is not None]
+  if not found:
+    return None
+  return lambda record: functools.reduce(lambda x, one: one(x), found, record)
+
+
+def errors(
+  predict: Any,
+  schedule: schedules.Schedule,
+  prediction: str,
+  x0: Float[Array, "B *dims C"],
+  eps: Float[Array, "B *dims C"],
+  t: Int[Array, "B"],
+  mask: Bool[Array, "B *dims2"] | None = None,
+) -> dict[str, Float[Array, "B"]]:
+  """What is wrong with a prediction, row by row.
+
+  Args:
+    predict: xt -> the network's output [B ... C], or [B ... 2 C] with a learned
+      variance.
+    schedule: of the noise.
+    prediction: what the first C channels are.
+    x0: scaled latents, as maps or as tokens.
+    eps: their noise.
+    t: its timesteps.
+    mask: true where values count; None is everywhere.
+
+  Returns:
+    `mse`, the mean square, and where a variance is learned `vb`, the mean of
+    the variational bound in bits.
+  """
+  xt = schedules.add_noise(schedule, x0, eps, t)
+  output = predict(xt).astype(jnp.float32)
+  guess, between = output[..., : x0.shape[-1]], output[..., x0.shape[-1] :]
+  wanted = schedules.target(schedule, x0, eps, t, prediction)
+  axes = tuple(range(1, x0.ndim))
+  mean = lambda values: jnp.mean(
+    values,
+    axis=axes,
+    where=None if mask is None else jnp.broadcast_to(mask, values.shape),
+  )
+  found = {"mse": mean(jnp.square(guess - wanted))}
+  if between.shape[-1]:
+    predicted = schedules.to_x0(schedule, guess, xt, t, prediction)
+    bits = variational.bound(schedule, predicted, between, x0, xt, t)
+    found["vb"] = mean(bits)
+  return found
 
 
 def check(options: ml_collections.ConfigDict) -> None:
@@ -146,11 +232,28 @@ def check(options: ml_collections.ConfigDict) -> None:
   for name in ("offset_noise", "min_snr_gamma"):
     if options[name] < 0:
       raise ValueError(f"{name}={options[name]}; expected 0 (off) or more")
+  if options.snr_loss and options.min_snr_gamma:
+    raise ValueError("snr_loss and min_snr_gamma are both weights; set one")
+
+
+def check_channels(name: str, denoiser: Any, channels: int) -> None:
+  """Refuses a denoiser whose output is neither latents nor they and a variance.
+
+  Raises:
+    ValueError: it is not.
+  """
+  given = denoiser.out_channels or denoiser.in_channels
+  if given not in (channels, 2 * channels):
+    raise ValueError(
+      f"model.{name} predicts {given} channels of latents that have "
+      f"{channels}; set out_channels={channels}, or {2 * channels} to learn a "
+      "variance too"
+    )
 
 
 def sample_latent(
-  batch: dict[str, Array], key: PRNGKeyArray
-) -> Float[Array, "B H W C"]:
+  batch: Mapping[str, Array], key: PRNGKeyArray
+) -> Float[Array, "B *dims C"]:
   """A latent from the mean and deviation that the encoder gave; unscaled.
 
   The mean itself where no deviation was kept (`encode.std`).
@@ -162,38 +265,17 @@ def sample_latent(
   return mean + std * jax.random.normal(key, mean.shape)
 
 
-def captions(
-  tokens: Int[Array, "B T"], tokenizers: Mapping[str, Any]
-) -> list[families.Captions]:
-  """One array of ids as each text tower reads it, with its own padding."""
-  eos = tokenizers["text"].eos_token_id
-  ends = tokens == eos
-  mask = ends.cumsum(axis=-1) <= ends
-  return [
-    families.Captions(tokenize.repad(tokens, eos, one.pad_token_id), mask)
-    for one in tokenizers.values()
-  ]
-
-
-def sizes(batch: dict[str, Array], factor: int) -> Int[Array, "B 6"]:
+def sizes(batch: Mapping[str, Array], factor: int) -> Int[Array, "B 6"]:
   """What a family may read of an image's size, see `families.Family`.
 
   Zeros for the original where the family does not read it.
   """
-  B, height, width, _ = batch["latent_mean"].shape
-  target = jnp.broadcast_to(jnp.array([height, width]) * factor, (B, 2))
+  B = len(batch["latent_mean"])
+  if "token_mask" in batch:
+    target = batch["bucket"]
+  else:
+    map_ = jnp.array(batch["latent_mean"].shape[1:3])
+    target = jnp.broadcast_to(map_ * factor, (B, 2))
   none = jnp.zeros((B, 2), jnp.int32)
   parts = [batch.get("size", none), batch.get("crop", none), target]
   return jnp.concatenate(parts, axis=-1)
-
-
-def drop(
-  tokens: Int[Array, "B T"],
-  empty: Int[Any, "T"],
-  dropped: Bool[Array, "B"],
-) -> Int[Array, "B T"]:
-  """Puts the empty caption in place of some captions.
-
-  So that one network learns both sides of guidance (arXiv 2207.12598, §3.2).
-  """
-  return jnp.where(dropped[:, None], jnp.asarray(empty), tokens)

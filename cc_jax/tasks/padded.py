@@ -3,7 +3,8 @@
 
 No bucket has more tokens than the square (data/buckets.py), so a transformer
 over patches needs one program for all of them, where a U-Net needs one each:
-"PixArt-alpha", arXiv 2310.00426, §3, for TPUs. It reads them by `on_tokens`.
+"PixArt-alpha", arXiv 2310.00426, §3, for TPUs. It reads them by `on_tokens`;
+`latent_diffusion.padded` asks for it.
 """
 
 from collections.abc import Callable, Mapping

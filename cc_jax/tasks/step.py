@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The train step: a task and an optimiser made into two pure functions.
 
-The train loop runs them; a planner or a benchmark compiles them without one.
+The train loop runs them; a plan or a benchmark compiles them without one.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from cc_jax.core import optim, sharding
+from cc_jax.core import optim, programs, sharding
 from cc_jax.models import layers
 from cc_jax.tasks import task as tasks
+
+# Types of the mean of the gradients. That of their squares is float32.
+MOMENTS = ("float32", "bfloat16")
 
 
 class State(NamedTuple):
@@ -48,12 +51,19 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
   with the step's number folded in, so nothing random is stored.
 
   Raises:
-    ValueError: a learning rate, schedule or decay that cannot be.
+    ValueError: a learning rate, schedule, decay or type that cannot be.
   """
   options = config.train
-  rate = optim.schedule(
-    options.schedule, options.lr, options.warmup, options.steps
-  )
+  if options.moments not in MOMENTS:
+    raise ValueError(
+      f"unknown train.moments {options.moments!r}; expected one of "
+      + ", ".join(MOMENTS)
+    )
+  lr = options.lr
+  if options.lr_batch:
+    # PixArt-alpha's `auto_lr`: after arXiv 1404.5997, §3.2.
+    lr *= (options.batch_size / options.lr_batch) ** 0.5
+  rate = optim.schedule(options.schedule, lr, options.warmup, options.steps)
   optimizer = optim.optimizer(
     rate,
     b1=options.b1,
@@ -62,6 +72,7 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
     weight_decay=options.weight_decay,
     decay=options.decay,
     clip=options.clip or None,
+    mu_dtype=options.moments,
   )
 
   def init(key):
@@ -75,8 +86,13 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
     gradient = optim.value_and_grad(loss, options.accumulate)
     (value, metrics), grads = gradient(state.params, batch, key)
     with jax.named_scope("optimizer"):
-      changes, opt = optimizer.update(grads, state.opt, state.params)
-      params = optax.apply_updates(state.params, changes)
+      params = state.params
+      if options.spread:
+        grads, params = sharding.spread(grads), sharding.spread(params)
+      changes, opt = optimizer.update(grads, state.opt, params)
+      params = optax.apply_updates(params, changes)
+      if task.after is not None:
+        params, metrics = task.after(state.params, params, metrics)
       ema = optim.ema_update(
         state.ema,
         params,
@@ -99,16 +115,56 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
   return Step(init, update)
 
 
-def compile_update(
+def trace_update(
   update: Callable[..., Any], state: Any, loss: Any, batch: Any
 ) -> Any:
-  """`update` compiled for arrays, or shapes with layouts, such as these.
+  """`update` traced for arrays, or shapes with layouts, such as these.
 
   The state is donated, and comes out laid out as it went in.
   """
   layouts = jax.tree.map(lambda leaf: leaf.sharding, state)
   jitted = jax.jit(update, donate_argnums=0, out_shardings=(layouts, None))
-  return jitted.lower(state, loss, batch).compile()
+  return jitted.trace(state, loss, batch)
+
+
+def compile_update(
+  update: Callable[..., Any], state: Any, loss: Any, batch: Any
+) -> Any:
+  """`update` compiled for what `trace_update` is given."""
+  return trace_update(update, state, loss, batch).lower().compile()
+
+
+def load_update(
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  update: Callable[..., Any],
+  state: Any,
+  loss: Any,
+  batch: Any,
+) -> Any:
+  """The same, compiled by `cc-jax plan`: the file `config.train.program`.
+
+  Raises:
+    ValueError: no such file, or one of another step.
+  """
+  lowered = trace_update(update, state, loss, batch).lower()
+  return programs.load(config.train.program, lowered, mesh, decides(config))
+
+
+def decides(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The fields of a config that may change a step, for refusals to name."""
+  names = ("model", "latent_diffusion", "autoencoder", "train", "seed")
+  made = {name: config[name] for name in names}
+  made = {
+    name: value.to_dict()
+    if isinstance(value, ml_collections.ConfigDict)
+    else value
+    for name, value in made.items()
+  }
+  # How a run goes and where its files are.
+  for name in ("program", "folders", "checkpoints", "init", "split", "steps"):
+    made["train"].pop(name, None)
+  return made
 
 
 def check(options: Any, mesh: jax.sharding.Mesh) -> None:
@@ -120,13 +176,22 @@ def check(options: Any, mesh: jax.sharding.Mesh) -> None:
 
   Raises:
     ValueError: a batch that does not divide over devices and micro-batches, a
-      number of steps, checkpoints or micro-batches below one, or an unknown
-      `remat`.
+      number of steps, checkpoints or micro-batches below one, an unknown
+      `remat`, or another number of devices than was announced.
   """
+  if options.devices not in (0, mesh.size):
+    raise ValueError(
+      f"train.devices={options.devices}, but there are {mesh.size} on "
+      f"{jax.process_count()} hosts; 0 for any number"
+    )
   names = ("steps", "accumulate", "log_every", "checkpoint_every", "keep")
   for name in names:
     if options[name] < 1:
       raise ValueError(f"train.{name}={options[name]}; expected 1 or more")
+  if options.keep_every < 0:
+    raise ValueError(
+      f"train.keep_every={options.keep_every}; expected 0 (none) or more"
+    )
   layers.checkpointed(jnp.sum, options.remat)
   size, ways = options.batch_size, sharding.batch_ways(mesh)
   if size < 1 or size % ways:

@@ -11,7 +11,7 @@ from cc_jax.core import files, sharding
 from cc_jax.data import aligned, shards
 from cc_jax.models import families, hub
 
-TASKS = ("autoencoder", "latent_diffusion")
+TASKS = ("autoencoder", "contrastive", "latent_diffusion", "prior", "vqgan")
 
 # Of the computation. float16 would need the loss to be scaled.
 DTYPES = ("float32", "bfloat16")
@@ -28,7 +28,15 @@ class Task(NamedTuple):
     features: of a record, those that a batch is made of.
     transform: record -> record, on the host, or None.
     weights: the hash of the weights that must have made a feature.
-    parts: for each group of params, (kind in models/hub.py, its config).
+    parts: for each group of params that is a network, (kind in models/hub.py,
+      its config).
+    bucketed: batches are of one aspect bucket each.
+    start: `start(name, params) -> params`, where not only weights of the same
+      networks can be started from; `params` are the initial ones.
+    after: `after(before, params, metrics) -> (params, metrics)` or None: what
+      changes weights besides the gradient. It sees those before and after the
+      optimiser, and all that the loss put into its metrics; what it returns of
+      these is logged.
   """
 
   init: Callable[..., Any]
@@ -37,6 +45,9 @@ class Task(NamedTuple):
   transform: Callable[[dict[str, Any]], dict[str, Any]] | None
   weights: dict[str, str]
   parts: dict[str, tuple[str, Any]]
+  bucketed: bool = False
+  start: Callable[[str, Any], dict[str, Any]] | None = None
+  after: Callable[..., tuple[Any, dict[str, Any]]] | None = None
 
 
 def make(config: ml_collections.ConfigDict) -> Task:
@@ -68,7 +79,7 @@ def source(task: Task, folders: Sequence[str], split: str) -> aligned.Source:
   return aligned.source(datasets, split, task.features)
 
 
-def load(task: Task, folder: str) -> dict[str, Any]:
+def load(task: Task, folder: str, initial: Any = None) -> dict[str, Any]:
   """The params of a task from an exported folder.
 
   On the devices of the mesh that is set, else in arrays of NumPy.
@@ -76,14 +87,20 @@ def load(task: Task, folder: str) -> dict[str, Any]:
   Args:
     task: whose architecture the weights must have.
     folder: of a diffusers pipeline, or of the one network that is trained.
+    initial: params, for a task that starts from other networks, too.
 
   Raises:
     ValueError: no weights there, or those of another architecture.
   """
+  if task.start is not None and initial is not None:
+    return task.start(folder, initial)
   params = {}
   for name, (kind, config) in task.parts.items():
-    inside = f"{folder}/{families.FOLDERS[name]}"
+    inside = f"{folder}/{families.FOLDERS.get(name, name)}"
     where = inside if files.listing(inside) else folder
+    if where == folder and kind == "discriminator":
+      # Published autoencoders come without; it begins anew.
+      continue
     params[name] = hub.load(
       where, kind, expect=config, mesh=sharding.current_mesh()
     ).params

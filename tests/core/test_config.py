@@ -132,5 +132,5 @@ def test_every_config_of_the_repository_loads():
   for name in ("quickstart", "clothing"):
     made = configs.load(f"configs/{name}.py:autoencoder")
     assert made.train.task == "autoencoder"
-    with pytest.raises(ValueError, match=f"configs/{name}.py has unet and"):
+    with pytest.raises(ValueError, match=f"configs/{name}.py has unet"):
       configs.load(f"configs/{name}.py:net")

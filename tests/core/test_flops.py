@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import jax
+from jax.experimental import pallas
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import pytest
 
-from cc_jax.core import flops, tree
+from cc_jax.core import flops, sharding, tree
 from cc_jax.models import autoencoder, clip, kinds, unet
 
 
@@ -55,6 +57,67 @@ def test_the_dearer_branch_of_a_condition_counts():
     return jax.lax.cond(x.sum() > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
   assert flops.count(f, shape(4, 4)) == 2 * 2 * 4**3
+
+
+def test_operations_are_told_apart_by_the_outermost_scope():
+  def f(x):
+    with jax.named_scope("up"):
+      x = x @ x
+    with jax.named_scope("down"):
+      with jax.named_scope("up"):
+        x = jnp.tanh(x) @ x
+    return jnp.sum(jax.lax.while_loop(jnp.all, lambda x: x @ x, x))
+
+  jaxpr = jax.make_jaxpr(f)(shape(4, 4)).jaxpr
+  assert flops.by_scope(jaxpr, 5) == {"up": 128, "down": 128, "while": 640}
+  assert flops.of_jaxpr(jaxpr, 5) == 896
+
+
+def test_gradients_are_of_the_scope_that_they_come_from():
+  def f(x):
+    with jax.named_scope("up"):
+      return jnp.sum((x @ x) ** 2)
+
+  jaxpr = jax.make_jaxpr(jax.grad(f))(shape(4, 4)).jaxpr
+  assert flops.by_scope(jaxpr) == {"up": 3 * 128}
+
+
+def kernel(x_ref, y_ref, o_ref):
+  o_ref[...] = jnp.dot(x_ref[...], y_ref[...])
+
+
+def tiled(x, y):
+  """A product by a kernel, in tiles of 8 rows."""
+  rows, width = x.shape[0], y.shape[1]
+  return pallas.pallas_call(
+    kernel,
+    grid=(rows // 8,),
+    in_specs=[
+      pallas.BlockSpec((8, x.shape[1]), lambda i: (i, 0)),
+      pallas.BlockSpec(y.shape, lambda i: (0, 0)),
+    ],
+    out_specs=pallas.BlockSpec((8, width), lambda i: (i, 0)),
+    out_shape=jax.ShapeDtypeStruct((rows, width), x.dtype),
+    name="tiled",
+  )(x, y)
+
+
+def test_a_kernel_counts_at_all_of_its_grid_on_all_devices():
+  shapes = shape(32, 16), shape(16, 4)
+  assert flops.count(tiled, *shapes) == 2 * 32 * 16 * 4
+  mesh = sharding.make_mesh()
+  split = jax.shard_map(
+    tiled,
+    mesh=mesh,
+    in_specs=(PartitionSpec("data"), PartitionSpec()),
+    out_specs=PartitionSpec("data"),
+    check_vma=False,
+  )
+  large = shape(8 * 32, 16), shape(16, 4)
+  assert flops.count(split, *large) == 8 * 2 * 32 * 16 * 4
+  jaxpr = jax.make_jaxpr(split)(*large).jaxpr
+  key = flops.Kernel("tiled", ((32, 4),))
+  assert flops.kernels(jaxpr) == {key: 2 * 32 * 16 * 4}
 
 
 # TFLOP of one forward pass, counted in torch on diffusers' and transformers'

@@ -117,3 +117,31 @@ def test_compiling_without_libtpu_says_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"v4-8 needs libtpu.*cc_jax\[tpu\]"):
     hardware.aot_devices(hardware.slice_of("v4-8"))
+
+
+def test_a_target_is_a_slice_or_several():
+  assert hardware.target("v4-128").chips == 64
+  two = hardware.target("2xv5e-16")
+  assert (two.name, two.count, two.chips) == ("2xv5e-16", 2, 32)
+  for wrong in ("0xv4-8", "H100", "x", "2x"):
+    with pytest.raises(ValueError, match="unknown slice"):
+      hardware.target(wrong)
+  with pytest.raises(ValueError, match=r"'v4-9'; there are v4-8"):
+    hardware.target("2xv4-9")
+
+
+@pytest.mark.parametrize(
+  ("name", "links"),
+  [("v4-8", 2), ("v4-64", 3), ("v4-128", 6), ("v5e-16", 2), ("v5e-256", 4)],
+)
+def test_a_chip_uses_the_links_that_its_slices_shape_closes(name, links):
+  assert hardware.links(hardware.slice_of(name)) == links
+
+
+def test_what_a_plan_needs_is_known_of_all_slices():
+  for kind in hardware.SLICES.values():
+    chip = kind.hardware
+    assert chip.usable < chip.hbm + hardware.GIB
+    assert min(chip.clock, chip.interconnect, chip.links, chip.price) > 0
+    # Multipliers that a cycle keeps busy: 32,768 or more, two operations each.
+    assert 2**16 <= chip.flops / chip.clock <= 2**20

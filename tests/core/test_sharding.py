@@ -47,6 +47,24 @@ def test_averages_and_moments_lie_as_their_weights(mesh):
     assert sharding.spec(path, shape, mesh) == expected
 
 
+def test_what_an_update_reads_may_be_spread_over_all_devices(mesh):
+  whole = jax.ShapeDtypeStruct((256, 512), jnp.float32)
+  state = {name: {"w.kernel": whole} for name in ("params", "ema", "opt")}
+  found = {
+    name: layout["w.kernel"].spec
+    for name, layout in sharding.layouts(state, mesh, True).items()
+  }
+  spread = PartitionSpec(None, sharding.BATCH)
+  assert found == {
+    "params": PartitionSpec(None, "fsdp"),
+    "ema": spread,
+    "opt": spread,
+  }
+  # Where only `fsdp` divides an axis, it alone splits it.
+  odd = sharding.spec("ema.w.kernel", (129, 2 * 129), mesh, True)
+  assert odd == sharding.spec("ema.w.kernel", (129, 2 * 129), mesh)
+
+
 def test_every_weight_of_sd2_has_a_valid_layout(mesh):
   _, shapes = parity.abstract(
     lambda: unet.UNet2DCondition(unet.SD2, rngs=layers.keys(0))

@@ -28,8 +28,9 @@ def test_code_names_the_revision_and_the_packages_that_ran():
     assert revision == ""
 
 
-def test_a_record_has_each_stage_as_it_ran_last(tmp_path):
+def test_a_record_has_each_stage_as_it_ran_last(tmp_path, monkeypatch):
   config = ml_collections.ConfigDict({"a": {"b": (1, 2)}, "seed": 1})
+  monkeypatch.setattr(versions, "COMMAND", [])
   versions.record(str(tmp_path), "encode", config)
   versions.record(str(tmp_path), "train", config)
   config.seed = 2
@@ -39,3 +40,13 @@ def test_a_record_has_each_stage_as_it_ran_last(tmp_path):
   assert stages["encode"]["config"] == {"a": {"b": [1, 2]}, "seed": 1}
   assert stages["train"]["config"]["seed"] == 2
   assert stages["train"]["packages"] == versions.code()["packages"]
+  assert stages["train"]["command"] == ""
+  devices = {"kind": "cpu", "count": jax.device_count(), "hosts": 1}
+  assert stages["train"]["devices"] == devices
+
+
+def test_a_record_has_the_command_as_a_shell_takes_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(versions, "COMMAND", ["train", "--workdir=a b"])
+  versions.record(str(tmp_path), "train", ml_collections.ConfigDict())
+  stages = json.loads((tmp_path / "config.json").read_text())
+  assert stages["train"]["command"] == "cc-jax train '--workdir=a b'"

@@ -3,9 +3,11 @@
 
 import importlib.util
 import json
+import os
 import random
 import signal
 import subprocess
+import sys
 
 import pytest
 import tiny
@@ -112,6 +114,30 @@ def test_either_goes_on_with_what_the_other_began(source, straight):
   assert "wrote 1 shards" in out
   assert toy_pass.contents(source / "both") == straight
   assert "wrote 0 shards" in run(source, "both")
+
+
+@needs_beam
+@pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
+def test_what_a_worker_is_refused_is_one_line(mode, source):
+  # Too little for a shard, enough for what is written before.
+  command = ["prlimit", "--fsize=3000", sys.executable, "-c", tiny.MAIN]
+  command += ["catalogue", f"--config={tiny.__file__}:{source}", BEAM]
+  command += [f"--workdir={source}/w", SHARDS, options(mode)]
+  command += [f"--config.catalogue.folder={source}/refused_{mode}"]
+  done = subprocess.run(
+    command,
+    cwd=tiny.ROOT,
+    env=os.environ | {"PYTHONPATH": str(tiny.ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2, done.stderr
+  # Beam's own worker processes say more, before.
+  assert mode == "multi_processing" or "Traceback" not in done.stderr
+  line = done.stderr.splitlines()[-1]
+  assert line.startswith(f"cc-jax: {source}/refused_{mode}/")
+  assert "File too large; allow larger files" in line
+  assert line.endswith("then the same command goes on")
 
 
 def test_what_is_missing_or_misspelt_is_one_line(

@@ -10,9 +10,10 @@ import pathlib
 import pictures
 from PIL import Image
 import pytest
+import toy_pass
 import toys
 
-from cc_jax.data import aligned, catalogue, passes, rows, shards
+from cc_jax.data import aligned, catalogue, rows, shards
 
 SCENE = pictures.saved(pictures.scene(), "JPEG")
 BY_NC = "https://creativecommons.org/licenses/by-nc/2.0/"
@@ -220,17 +221,7 @@ def test_a_second_run_skips_what_is_done(folder, capsys):
 
 def pause(place, monkeypatch, shard_count=1):
   """Runs the stage until it has written so many shards, then stops it."""
-  write = passes.shards.write
-  done = []
-
-  def some(*args):
-    if len(done) == shard_count:
-      raise KeyboardInterrupt
-    done.append(1)
-    return write(*args)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(passes.shards, "write", some)
+  with toy_pass.stopped(monkeypatch, shard_count):
     assert run(place) == 130
 
 

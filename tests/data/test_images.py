@@ -250,6 +250,25 @@ def test_decoding_a_jpeg_small_looks_like_decoding_it_in_full(
   np.testing.assert_array_equal(quick.crop, slow.crop)
 
 
+@pytest.mark.parametrize(
+  ("kind", "decodes"), [("JPEG", 2), ("PNG", 1), ("WebP", 1)]
+)
+def test_covers_of_one_file_share_what_is_decoded(kind, decodes, monkeypatch):
+  large = Image.fromarray(pictures.scene()).resize((800, 600))
+  data = pictures.saved(large, kind)
+  frames = [(256, 256), (280, 160), (64, 64), (60, 70), (64, 64)]
+  alone = [images.decode_cover(data, *frame) for frame in frames]
+  calls, rgb = [], images._rgb
+  monkeypatch.setattr(images, "_rgb", lambda x: calls.append(x) or rgb(x))
+  decoded = {}
+  for frame, expected in zip(frames, alone, strict=True):
+    found = images.decode_cover(data, *frame, decoded=decoded)
+    for mine, theirs in zip(found, expected, strict=True):
+      np.testing.assert_array_equal(mine, theirs)
+  # A JPEG in full and at a quarter of its size, the others in full.
+  assert len(calls) == len(decoded) == decodes
+
+
 def test_a_picture_smaller_than_asked_for_is_decoded_in_full():
   data = pictures.saved(pictures.scene(), "JPEG")
   assert images.decode(data, at_least=(512, 512)).shape == (48, 64, 3)

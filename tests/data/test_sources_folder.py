@@ -153,15 +153,16 @@ def test_images_that_no_line_names_are_rejects(tmp_path):
   ]
 
 
-def test_a_folder_without_a_list_yields_its_images(tmp_path):
-  (tmp_path / "in").mkdir()
-  for name in ("b.png", "in/a.jpg", "c.txt"):
+def test_a_folder_without_a_list_yields_its_images_and_their_classes(tmp_path):
+  (tmp_path / "images/cat").mkdir(parents=True)
+  for name in ("b.png", "images/a.jpg", "images/cat/c.jpg", "c.txt"):
     (tmp_path / name).write_bytes(name.encode())
   found = read(str(tmp_path))
   assert found == {
     "train": [
       rows.Row("b.png", b"b.png"),
-      rows.Row("in/a.jpg", b"in/a.jpg"),
+      rows.Row("images/a.jpg", b"images/a.jpg"),
+      rows.Row("images/cat/c.jpg", b"images/cat/c.jpg", title="cat"),
     ]
   }
 

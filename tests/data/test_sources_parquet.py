@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parquet as CommonCatalog has it, and what can be wrong with it."""
 
-import collections
 import math
 
 import pyarrow as pa
 from pyarrow import parquet
 import pytest
+import toy_pass
 import toys
 
 from cc_jax.core import config as configs
-from cc_jax.data import passes, rows, shards, sources_parquet
+from cc_jax.data import rows, shards, sources_parquet
 
 COLUMNS = configs.load("configs/base.py").catalogue.columns.to_dict()
 BY = "http://creativecommons.org/licenses/by/2.0/"
@@ -312,16 +312,7 @@ def test_a_stage_that_was_stopped_makes_the_same_bytes(
   source, tmp_path, monkeypatch
 ):
   assert catalogue(source, tmp_path / "a") == 0
-  write_shard, done = passes.shards.write, collections.Counter()
-
-  def once(path, *args):
-    if done["shards"] == 2:
-      raise KeyboardInterrupt
-    done["shards"] += 1
-    return write_shard(path, *args)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(passes.shards, "write", once)
+  with toy_pass.stopped(monkeypatch, shards=2):
     assert catalogue(source, tmp_path / "b") == 130
   assert catalogue(source, tmp_path / "b") == 0
   assert toys.contents(tmp_path / "b") == toys.contents(tmp_path / "a")

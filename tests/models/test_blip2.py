@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
+import tiny_captioners
 import torch
 import transformers
 
@@ -43,11 +44,9 @@ def make(config):
 
 
 def random(config, dtype=jnp.float32):
-  structure, shapes = parity.abstract(
+  return parity.random(
     lambda: blip2.BLIP2(config, dtype=dtype, rngs=layers.keys(0))
   )
-  params = parity.scramble(shapes)
-  return tree.merge(structure, params), params
 
 
 def inputs(config):
@@ -115,15 +114,6 @@ def test_a_q_former_that_looks_less_often_gives_the_same_output(tmp_path):
   compare(model, THEIRS.from_pretrained(tmp_path).eval(), ODD)
 
 
-@jax.jit
-def written(model, images, tokens, mask):
-  """Six tokens after each prompt, the likeliest each time."""
-  x, mask = model.embed(images, tokens, mask)
-  cache = lm.empty_cache(TINY.text, 3, x.shape[1] + 6, jnp.float32)
-  logits, cache = model.text.extend(x, cache, mask, last=True)
-  return decoding.generate(model.text.step, logits[:, 0], cache, length=6)
-
-
 def test_greedy_captions_are_those_of_transformers(pair):
   model, reference = pair
   batch = inputs(TINY)
@@ -133,7 +123,7 @@ def test_greedy_captions_are_those_of_transformers(pair):
     do_sample=False,
     eos_token_id=-1,
   )
-  ours = np.asarray(written(model, *batch))
+  ours = np.asarray(tiny_captioners.greedy(model, TINY.text, *batch))
   np.testing.assert_array_equal(ours, theirs[:, -6:])
   assert len(np.unique(ours)) > 5
 
@@ -141,13 +131,8 @@ def test_greedy_captions_are_those_of_transformers(pair):
 @jax.jit
 def searched(model, images, tokens, mask):
   """The best captions of up to six tokens that three beams find."""
-  x, mask = model.embed(images, tokens, mask)
-  cache = lm.empty_cache(TINY.text, 3, x.shape[1] + 6, jnp.float32)
-  logits, cache = model.text.extend(x, cache, mask, last=True)
   return decoding.beam_search(
-    model.text.step,
-    logits[:, 0],
-    cache,
+    *tiny_captioners.begun(model, TINY.text, images, tokens, mask),
     lm.select,
     beams=3,
     length=6,

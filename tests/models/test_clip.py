@@ -50,11 +50,9 @@ def captions(config, length, pad):
 
 def random(config, dtype=jnp.float32):
   """A tower with random weights, and the weights; nothing is compiled."""
-  structure, shapes = parity.abstract(
+  return parity.random(
     lambda: clip.Text(config, dtype=dtype, rngs=layers.keys(0))
   )
-  params = parity.scramble(shapes)
-  return tree.merge(structure, params), params
 
 
 @jax.jit

@@ -47,11 +47,9 @@ def make(config):
 
 def random(config, dtype=jnp.float32):
   """A CLIP with random weights, and the weights; nothing is compiled."""
-  structure, shapes = parity.abstract(
+  return parity.random(
     lambda: clip_dual.CLIP(config, dtype=dtype, rngs=layers.keys(0))
   )
-  params = parity.scramble(shapes)
-  return tree.merge(structure, params), params
 
 
 def pairs(config):

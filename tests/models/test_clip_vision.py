@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers.models.clip import image_processing_pil_clip
 
-from cc_jax.core import config_json, convert, tree
+from cc_jax.core import config_json, convert
 from cc_jax.models import clip_vision, layers
 
 TINY = clip_vision.VisionConfig(
@@ -44,11 +44,9 @@ def make(config):
 
 def random(config, dtype=jnp.float32):
   """A tower with random weights, and the weights; nothing is compiled."""
-  structure, shapes = parity.abstract(
+  return parity.random(
     lambda: clip_vision.Vision(config, dtype=dtype, rngs=layers.keys(0))
   )
-  params = parity.scramble(shapes)
-  return tree.merge(structure, params), params
 
 
 def photographs(config):

@@ -22,6 +22,7 @@ FILES = {
   "clip_text": "model.safetensors",
   "clip_vision": "model.safetensors",
   "clip": "model.safetensors",
+  "discriminator": "model.safetensors",
   "dit": "diffusion_pytorch_model.safetensors",
   "pixart": "diffusion_pytorch_model.safetensors",
   "lpips": "model.safetensors",

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from cc_jax.core import tree
-from cc_jax.models import layers, residual, unet, unet_blocks
+from cc_jax.models import layers, recompute, residual, unet, unet_blocks
 
 KINDS = {"dtype": jnp.float32}
 
@@ -83,6 +83,63 @@ def test_attention_is_diffusers(masked):
     torch.from_numpy(x), torch.from_numpy(source), attention_mask=hidden
   )
   check(jax.jit(type(ours).__call__)(ours, x, source, mask), expected)
+
+
+def test_gelu_in_bfloat16_is_within_its_resolution():
+  x = jnp.linspace(-12, 12, 20_001).astype(jnp.bfloat16)
+  exact = lambda x: jax.nn.gelu(x.astype(jnp.float32), approximate=False)
+  # Before rounding, which alone is half of 2^-8 of a value.
+  wide = lambda x: layers.gelu_short(x.astype(jnp.float32))
+  assert float(jnp.abs(wide(x) - exact(x)).max()) < 3e-5
+  slopes = [jax.vmap(jax.grad(f))(x.astype(jnp.float32)) for f in (wide, exact)]
+  assert float(jnp.abs(slopes[0] - slopes[1]).max()) < 2e-4
+  assert layers.gelu(x).dtype == jnp.bfloat16
+  error = jnp.abs(layers.gelu(x).astype(jnp.float32) - exact(x))
+  assert bool((error <= 2**-8 * jnp.abs(exact(x)) + 3e-5).all())
+
+
+def test_recomputed_functions_have_the_same_gradients():
+  norm = layers.group_norm(8, 2, 1e-5, dtype=jnp.bfloat16, rngs=layers.keys(0))
+  x = jnp.asarray(2 + normal(2, 4, 4, 8), jnp.bfloat16)
+  plain = lambda x, norm: jax.nn.silu(norm(x))
+  again = lambda x, norm: layers.norm_silu(norm, x)
+  expected, ours = (jax.vjp(f, x, norm) for f in (plain, again))
+  parity.check(ours[0].astype(float), expected[0].astype(float), parity.LAYER)
+  for a, b in zip(
+    *(jax.tree.leaves(f(jnp.ones_like(x))) for _, f in (ours, expected)),
+    strict=True,
+  ):
+    parity.check(a.astype(float), b.astype(float), parity.LAYER)
+
+
+def test_functions_are_recomputed_only_where_maps_have_16_bits():
+  found = []
+
+  def kept(x):
+    _, backward = jax.vjp(recompute.recomputed(jnp.sin), x)
+    found.append(str(jax.make_jaxpr(backward)(x)).count("cos"))
+
+  x = jnp.ones(3, jnp.bfloat16)
+  kept(x)
+  kept(x.astype(jnp.float32))
+  with recompute.recomputing(False):
+    kept(x)
+  assert found == [1, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_group_norm_is_torch(dtype):
+  theirs = torch.nn.GroupNorm(4, 12, eps=1e-5)
+  torch.nn.init.normal_(theirs.weight)
+  torch.nn.init.normal_(theirs.bias)
+  ours = build(
+    lambda rngs: layers.group_norm(12, 4, 1e-5, dtype=jnp.float32, rngs=rngs),
+    theirs,
+  )
+  # Far from zero, where E[x^2] - E[x]^2 would lose the most.
+  x = jnp.asarray(10 + normal(2, 5, 7, 12), dtype)
+  expected = theirs(first(np.array(x, np.float32))).permute(0, 2, 3, 1)
+  check(ours(x), expected, parity.LAYER if dtype == jnp.float32 else 1e-4)
 
 
 def test_causal_attention_is_torch():

@@ -8,17 +8,16 @@ import numpy as np
 import parity
 import pytest
 import safetensors
+import tiny_captioners
 import torch
 import transformers
 
 from cc_jax.core import config_json, convert, tree
 from cc_jax.models import (
   clip_vision,
-  decoding,
   layers,
   llama,
   llava,
-  lm,
   placeholders,
 )
 
@@ -45,11 +44,9 @@ def make(config):
 
 
 def random(config, dtype=jnp.float32):
-  structure, shapes = parity.abstract(
+  return parity.random(
     lambda: llava.LLaVA(config, dtype=dtype, rngs=layers.keys(0))
   )
-  params = parity.scramble(shapes)
-  return tree.merge(structure, params), params
 
 
 def inputs(config):
@@ -116,15 +113,6 @@ def test_another_shape_gives_the_same_output(tmp_path):
   compare(model, THEIRS.from_pretrained(tmp_path).eval(), ODD)
 
 
-@jax.jit
-def written(model, images, tokens, mask):
-  """Six tokens after each prompt, the likeliest each time."""
-  x, mask = model.embed(images, tokens, mask)
-  cache = lm.empty_cache(TINY.text, 3, x.shape[1] + 6, jnp.float32)
-  logits, cache = model.text.extend(x, cache, mask, last=True)
-  return decoding.generate(model.text.step, logits[:, 0], cache, length=6)
-
-
 def test_greedy_answers_are_those_of_transformers(pair):
   model, reference = pair
   batch = inputs(TINY)
@@ -135,7 +123,7 @@ def test_greedy_answers_are_those_of_transformers(pair):
     eos_token_id=-1,
     pad_token_id=0,
   )
-  ours = np.asarray(written(model, *batch))
+  ours = np.asarray(tiny_captioners.greedy(model, TINY.text, *batch))
   np.testing.assert_array_equal(ours, theirs[:, -6:])
   assert len(np.unique(ours)) > 5
 

@@ -4,6 +4,7 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import lpips_torch
 import numpy as np
 import parity
 import pytest
@@ -14,42 +15,6 @@ from cc_jax.models import hub, kinds, lpips
 
 TINY = lpips.Config(channels=(4, 5, 6, 7, 8))
 ONES = torch.ones(1, 4, 1, 1)
-# Where torchvision's list has the activations whose features count.
-TAPS = (3, 8, 15, 22, 29)
-
-
-def network(channels):
-  """torchvision's `features`, and one 1x1 convolution a level."""
-  features, before = [], 3
-  for level, (width, depth) in enumerate(
-    zip(channels, (2, 2, 3, 3, 3), strict=True)
-  ):
-    if level:
-      features.append(torch.nn.MaxPool2d(2, 2))
-    for _ in range(depth):
-      features += [torch.nn.Conv2d(before, width, 3, padding=1)]
-      features += [torch.nn.ReLU()]
-      before = width
-  heads = [torch.nn.Conv2d(width, 1, 1, bias=False) for width in channels]
-  return torch.nn.Sequential(*features), heads
-
-
-def distance(features, heads, x, y):
-  """Zhang et al., eq. 1, as its authors compute it; [B 3 H W] in [-1, 1]."""
-  shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
-  scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
-  x, y = (x - shift) / scale, (y - shift) / scale
-  total, maps = 0, []
-  for place, layer in enumerate(features):
-    x, y = layer(x), layer(y)
-    if place in TAPS:
-      maps.append(x)
-      a, b = (
-        f / (f.pow(2).sum(1, keepdim=True).sqrt() + 1e-10) for f in (x, y)
-      )
-      squares = heads[len(maps) - 1]((a - b) ** 2)
-      total = total + squares.mean(dim=(2, 3))[:, 0]
-  return total, maps
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +22,7 @@ def published(tmp_path_factory):
   """A folder with the two files as they are published, and its network."""
   folder = tmp_path_factory.mktemp("lpips")
   torch.manual_seed(0)
-  features, heads = network(TINY.channels)
+  features, heads = lpips_torch.network(TINY.channels)
   state = {f"features.{k}": v for k, v in features.state_dict().items()}
   state["classifier.0.weight"] = torch.ones(2, 8)
   state["classifier.0.bias"] = torch.ones(2)
@@ -97,7 +62,7 @@ def test_published_files_give_the_distance_of_torch(published, size):
   folder, features, heads = published
   x, y = pixels(2, *size, 3), pixels(2, *size, 3, seed=1)
   with torch.no_grad():
-    expected, maps = distance(features, heads, first(x), first(y))
+    expected, maps = lpips_torch.distance(features, heads, first(x), first(y))
   module = load(folder)
   ours, result = jax.jit(lambda m, x, y: (m.vgg(lpips.scaled(x)), m(x, y)))(
     module, x, y
@@ -111,7 +76,7 @@ def test_gradients_are_those_of_torch(published):
   folder, features, heads = published
   x, y = pixels(1, 16, 16, 3), pixels(1, 16, 16, 3, seed=1)
   theirs = first(x).requires_grad_()
-  distance(features, heads, theirs, first(y))[0].sum().backward()
+  lpips_torch.distance(features, heads, theirs, first(y))[0].sum().backward()
   ours = jax.jit(jax.grad(lambda x, m, y: m(x, y).sum()))(x, load(folder), y)
   expected = theirs.grad.permute(0, 2, 3, 1).numpy()
   assert np.abs(expected).max() > 0
@@ -155,7 +120,7 @@ def test_the_preset_has_the_names_and_shapes_that_are_published():
   _, shapes = kinds.structure("lpips", lpips.VGG)
   assert tree.count(shapes["vgg"]) == 14_714_688
   with torch.device("meta"):
-    features, heads = network((64, 128, 256, 512, 512))
+    features, heads = lpips_torch.network((64, 128, 256, 512, 512))
   expected = {
     f"features.{name}": tuple(tensor.shape)
     for name, tensor in features.state_dict().items()

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import dataclasses
 import functools
 
@@ -262,3 +263,42 @@ def test_a_cache_has_one_place_for_each_code():
     lambda: lm.empty_cache(prior.MEDIUM, 2, 256, jnp.bfloat16)
   )
   assert cache.k.shape == (24, 2, 256, 16, 64)
+
+
+def test_dropout_is_where_torch_s_layers_have_it(hfailab, monkeypatch):
+  """With halves in place of zeros, which both sides can do alike."""
+
+  class Half(torch.nn.Module):
+    def forward(self, x):
+      return x / 2
+
+  reference, model = copy.deepcopy(hfailab[0]), hfailab[1]
+  for block in reference.blocks:
+    for name in ("dropout", "dropout1", "dropout2"):
+      setattr(block.encoder, name, Half())
+  # So that torch takes the way through its modules, but for attention.
+  reference.train()
+  for block in reference.blocks:
+    block.encoder.self_attn.eval()
+  monkeypatch.setattr(prior, "drop", lambda x, share, key: x / 2)
+  condition, codes = inputs(3)
+  with torch.no_grad():
+    theirs = reference(torch.from_numpy(condition), torch.from_numpy(codes))
+  rows = jnp.asarray(condition), jnp.asarray(codes)
+  ours = model(*rows, dropout=0.5, key=jax.random.key(0))
+  parity.check(ours, theirs, parity.MODEL)
+  whole = run(model, condition, codes)
+  assert np.abs(np.asarray(ours) - np.asarray(whole)).max() > 0.1
+
+
+def test_dropout_drops_a_share_and_keeps_the_mean(random):
+  x = jnp.ones((200, 300))
+  found = prior.drop(x, jnp.float32(0.3), jax.random.key(0))
+  assert np.mean(found == 0) == pytest.approx(0.3, abs=0.01)
+  assert np.mean(found) == pytest.approx(1, abs=0.02)
+  model, _ = random
+  rows = [jnp.asarray(x) for x in inputs(2)]
+  one, other = (
+    model(*rows, dropout=0.3, key=jax.random.key(seed)) for seed in (0, 1)
+  )
+  assert np.abs(np.asarray(one) - np.asarray(other)).max() > 1e-3

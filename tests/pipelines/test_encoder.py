@@ -14,7 +14,7 @@ import toys
 from cc_jax.core import tree
 from cc_jax.data import frames, images, passes, records, squares, tokenize
 from cc_jax.models import clip_vision, hub, kinds, layers
-from cc_jax.pipelines import encoder
+from cc_jax.pipelines import encoder, scaling
 
 BATCH = 8
 BUCKETS = dict(bucketed=True, step=4, enlarge=True)
@@ -56,9 +56,9 @@ def made(networks, size=tiny.SIZE, batch_size=BATCH, std=True, **cropping):
     tokens=8,
     dtype="float32",
   )
-  stream = encoder.make(networks, options)
+  stream = encoder.make(networks, [options])
   fields = records.fields(encoder.features(networks, options))
-  return lambda batch: list(stream(iter(batch))), fields
+  return lambda batch: [found for (found,) in stream(iter(batch))], fields
 
 
 def examples(count, shapes=((48, 64),)):
@@ -241,7 +241,7 @@ def test_what_cannot_be_encoded_is_said(parts):
 def test_the_scaling_factor_is_one_over_the_deviation(parts):
   vae = parts.vae
   batch = [toys.picture(seed) for seed in range(6)]
-  factor = encoder.scaling_factor(vae, batch, tiny.SIZE)
+  factor = scaling.scaling_factor(vae, batch, tiny.SIZE)
   structure, _ = kinds.structure("autoencoder", vae.config)
   pixels = [images.decode_cover(b, tiny.SIZE, tiny.SIZE).image for b in batch]
   x = jnp.asarray(np.stack(pixels), jnp.float32) / 127.5 - 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captions from bytes of images, beside transformers from end to end."""
 
+import collections
 import hashlib
 import re
-import time
 
 import jax
 import numpy as np
@@ -16,9 +16,9 @@ from transformers.models.blip import image_processing_pil_blip as blip
 from transformers.models.clip import image_processing_pil_clip as clip
 
 from cc_jax.core import sharding
-from cc_jax.data import passes, tokenize
+from cc_jax.data import tokenize
 from cc_jax.models import kinds
-from cc_jax.pipelines import caption_recipe, image_captioner
+from cc_jax.pipelines import caption_recipe, image_captioner, overlap
 
 SQUARE = {"height": 28, "width": 28}
 PROCESSORS = {
@@ -75,9 +75,8 @@ def rows(made, batch):
 
 
 def captions(made, batch):
-  piece = passes.Piece("train", 0, 1, lambda: iter(batch))
-  (piece,) = image_captioner.ahead([piece], made.prepare, made.batch_size)
-  return image_captioner.caption(made, list(piece.read()))
+  stream = image_captioner.stream(made, collections.Counter())
+  return [found for (found,) in stream(iter(batch))]
 
 
 def theirs(kind, folder, wanted, batch, **options):
@@ -186,27 +185,29 @@ def test_an_image_that_cannot_be_read_has_no_caption_and_a_flag(folders):
   assert captions(made, batch) == expected
 
 
-def test_images_are_prepared_while_others_are_in_work():
-  begun = []
+def test_a_batch_is_begun_before_the_last_one_is_waited_for(folders):
+  made = make(folders["blip2"], recipe("blip2"))
+  said = []
 
-  def prepare(example):
-    begun.append(example["key"])
-    return example["key"]
+  class Late:
+    def __init__(self, rows):
+      self.rows = rows
 
-  rejected = passes.Reject("broken")
-  batch = [rejected, *({"key": key} for key in "abcdefgh")]
-  piece = passes.Piece("train", 0, 1, lambda: iter(batch))
-  (piece,) = image_captioner.ahead([piece], prepare, 3, threads=1)
-  read = piece.read()
-  assert next(read) is rejected
-  assert next(read)["pixels"].result() == "a"
-  last = next(read)
-  assert last["key"] == "b"
-  while len(begun) < 5:
-    time.sleep(0.01)
-  # Three wait behind it, and no more are held.
-  assert sorted(begun) == list("abcde")
-  assert [one["pixels"].result() for one in read] == list("cdefgh")
+    def __array__(self, *args, **options):
+      said.append("wait")
+      return np.asarray(self.rows)
+
+  def write(*batch):
+    said.append("begin")
+    return Late(made.write(*batch))
+
+  seconds = collections.Counter()
+  late = made._replace(write=write)
+  batch = [one for _ in range(3) for one in examples(BATCH)]
+  found = list(image_captioner.stream(late, seconds)(iter(batch)))
+  assert said[:3] == ["begin", "begin", "wait"]
+  assert seconds["images"] == len(found) == 3 * BATCH
+  assert overlap.limits(seconds)
 
 
 @pytest.mark.parametrize(

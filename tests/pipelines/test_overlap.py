@@ -20,8 +20,8 @@ def run(examples, group=lambda x: 0, batch_size=BATCH, **parts):
 
   def prepare(example):
     if example % 7 == 6:
-      return passes.Reject("seven", detail=str(example))
-    return overlap.Prepared(group(example), example)
+      return [passes.Reject("seven", detail=str(example))]
+    return [overlap.Prepared(group(example), example)]
 
   def start(group, values):
     batches.append((group, values))
@@ -31,7 +31,7 @@ def run(examples, group=lambda x: 0, batch_size=BATCH, **parts):
   found = overlap.run(
     iter(examples), batch_size=batch_size, seconds=seconds, **parts
   )
-  return list(found), batches, seconds
+  return [result for (result,) in found], batches, seconds
 
 
 def test_results_come_in_the_order_of_examples():
@@ -54,12 +54,49 @@ def test_a_batch_is_of_one_group_and_full_while_there_are_enough():
 def test_batches_do_not_depend_on_time():
   def slow(example):
     time.sleep(0.002 * (example * 7919 % 5))
-    return overlap.Prepared(example % 3, example)
+    return [overlap.Prepared(example % 3, example)]
 
   runs = [run(range(60), prepare=slow)[1] for _ in range(3)]
-  fast = lambda example: overlap.Prepared(example % 3, example)
+  fast = lambda example: [overlap.Prepared(example % 3, example)]
   runs.append(run(range(60), prepare=fast)[1])
   assert all(batches == runs[0] for batches in runs)
+
+
+def test_each_part_has_the_batches_that_it_has_alone():
+  groups = [lambda x: x * x % 5, lambda x: x == 3]
+  count = 3 * overlap.PATIENCE * BATCH
+
+  def of(part):
+    def one(x):
+      if x % (5 + part) == 2:
+        return passes.Reject(f"part {part}")
+      return overlap.Prepared((part, groups[part](x)), (part, x))
+
+    return one
+
+  def together(*parts):
+    batches = []
+
+    def start(group, values):
+      batches.append((group, values))
+      return lambda: values
+
+    found = overlap.run(
+      iter(range(count)),
+      lambda x: [of(part)(x) for part in parts],
+      start,
+      batch_size=BATCH,
+      seconds={},
+      parts=len(parts),
+    )
+    results = list(zip(*found, strict=True))
+    return results, [[b for b in batches if b[0][0] == p] for p in parts]
+
+  both, batches = together(0, 1)
+  for part in (0, 1):
+    (alone,), (own,) = together(part)
+    assert both[part] == alone
+    assert batches[part] == own
 
 
 def test_a_rare_group_does_not_hold_all_results_back():
@@ -70,12 +107,12 @@ def test_a_rare_group_does_not_hold_all_results_back():
   read = []
   made = overlap.run(
     iter(read.append(x) or x for x in range(count)),
-    lambda x: overlap.Prepared(x == 3, x),
+    lambda x: [overlap.Prepared(x == 3, x)],
     lambda group, values: lambda: values,
     batch_size=BATCH,
     seconds={},
   )
-  assert [next(made) for _ in range(10)] == list(range(10))
+  assert [next(made) for _ in range(10)] == [(x,) for x in range(10)]
   assert len(read) < (overlap.PATIENCE + 2 * overlap.AHEAD) * BATCH
   made.close()
 
@@ -87,7 +124,7 @@ def test_examples_are_prepared_while_the_device_computes():
     began.append(example)
     if example >= BATCH:
       go_on.set()
-    return overlap.Prepared(0, example)
+    return [overlap.Prepared(0, example)]
 
   def start(group, values):
     def finish():
@@ -105,7 +142,7 @@ def test_no_more_is_read_than_two_batches_ahead():
   read = []
   made = overlap.run(
     iter(read.append(x) or x for x in range(1000)),
-    lambda x: passes.Reject("all"),
+    lambda x: [passes.Reject("all")],
     lambda group, values: lambda: values,
     batch_size=BATCH,
     seconds={},
@@ -126,7 +163,7 @@ def test_what_a_thread_raises_ends_the_stream():
 def test_times_say_which_step_limits():
   def decode(example):
     time.sleep(0.02)
-    return overlap.Prepared(0, example)
+    return [overlap.Prepared(0, example)]
 
   _, _, seconds = run(range(24), prepare=decode)
   assert overlap.limits(seconds).startswith("decode limits")
@@ -150,20 +187,18 @@ def test_a_pass_over_a_stream_notes_keys_and_licences(tmp_path):
   def late(examples):
     for example in list(examples):
       if example["n"] % 3:
-        yield {"key": example["key"]}
+        yield ({"key": example["key"]},)
       else:
-        yield passes.Reject("divisible")
+        yield (passes.Reject("divisible"),)
 
   progress = []
-  counts = passes.run(
-    tmp_path,
+  (counts,) = passes.fill(
+    [passes.Output(tmp_path, {"key": "text"}, {})],
     name="toy",
     stage="late",
-    features={"key": "text"},
     pieces=[overlap.piece(source, late)],
     fn=overlap.results,
     batch_size=2,
-    config={},
     inputs=[],
     progress=progress.append,
   )

@@ -9,7 +9,7 @@ import tiny
 
 from cc_jax.core import tree
 from cc_jax.models import hub, kinds
-from cc_jax.pipelines import reference
+from cc_jax.pipelines import network_speed, reference
 from cc_jax.stages import bench
 
 
@@ -68,7 +68,7 @@ def test_networks_are_measured_beside_torch(data, tmp_path):
 
 def test_both_sides_compute_the_same(data, tmp_path):
   made = small(data, tmp_path)
-  for name, work in bench.works(made).items():
+  for name, work in network_speed.works(made).items():
     config = hub.config(made.model[name], work.kind)
     structure, shapes = kinds.structure(work.kind, config)
     params = parity.scramble(shapes)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from cc_jax.models import kinds
-from cc_jax.pipelines import image_captioner
+from cc_jax.pipelines import caption_speed, image_captioner
 from cc_jax.stages import bench
 
 
@@ -47,11 +47,13 @@ def test_captions_are_measured_beside_transformers(tmp_path):
 )
 def test_both_sides_write_the_same(tmp_path, kind, decoding):
   made = small(tmp_path, kind, bench__caption__decoding=decoding)
-  recipe, network, prompt, pixels = bench.writing(made)
+  recipe, network, prompt, pixels = caption_speed.writing(made)
   structure, shapes = kinds.structure(kind, network)
   params = parity.scramble(shapes)
   write = image_captioner.writer(structure, network, prompt, recipe)
   ours = np.asarray(jax.jit(write)(params, pixels, jax.random.key(0)))
-  theirs = bench.caption_reference(recipe, network, params, prompt, pixels)
+  theirs = caption_speed.caption_reference(
+    recipe, network, params, prompt, pixels
+  )
   np.testing.assert_array_equal(ours, theirs())
   assert ours.shape == (2, 4)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """cc-jax caption on the tiny catalogue, with each of its captioners."""
 
+import json
 import pathlib
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import tiny_captioners
 import toy_pass
 import toys
 
-from cc_jax.data import aligned, passes, shards, tokenize
+from cc_jax.data import aligned, shards, tokenize
 from cc_jax.models import hub
 from cc_jax.stages import caption, encode
 
@@ -66,8 +67,12 @@ def test_a_network_captions_a_catalogue(data, network, tmp_path, capfd):
   flags = [flag for record in found for flag in record["flags_x"]]
   expected = {name: flags.count(name) for name in sorted(set(flags))}
   assert counts.flags == expected == dataset.provenance["counts"]["flags"]
-  shown = capfd.readouterr().out.splitlines()[-1]
+  *others, shown = capfd.readouterr().out.splitlines()
   assert all(f"{n} {name}" in shown for name, n in expected.items())
+  assert " limits; of 1,000 images: read " in others[-1]
+  noted = json.loads((tmp_path / "caption.seconds.json").read_text())
+  assert (noted["stage"], noted["images"]) == ("caption", counts.read)
+  assert min(noted["seconds"].values()) >= 0 < max(noted["seconds"].values())
   provenance = dataset.provenance
   assert provenance["weights"] == {"caption_x": hub.load(network, "blip2").hash}
   recipe = provenance["config"]
@@ -95,18 +100,11 @@ def test_a_pass_that_was_stopped_ends_with_the_same_bytes(
   straight = by_network(data, tmp_path / "a", network, **drawn)
   caption.main(straight, str(tmp_path / "a"))
   made = by_network(data, tmp_path / "b", network, **drawn)
-  write, left = passes._write, [1]
-
-  def stopped(*args):
-    if not left:
-      raise KeyboardInterrupt
-    left.pop()
-    return write(*args)
-
-  monkeypatch.setattr(passes, "_write", stopped)
-  with pytest.raises(KeyboardInterrupt):
+  with (
+    toy_pass.stopped(monkeypatch, shards=1),
+    pytest.raises(KeyboardInterrupt),
+  ):
     caption.main(made, str(tmp_path / "b"))
-  monkeypatch.undo()
   counts = caption.main(made, str(tmp_path / "b"))
   assert counts.skipped == 1
   assert counts.complete
@@ -139,6 +137,25 @@ def test_captions_of_others_are_joined(data, tmp_path):
   missing = len(found) - len(keys) + 1
   assert counts.flags == {"no_caption": missing}
   assert dataset.provenance["config"]["captions"].startswith("sha256:")
+
+
+def test_what_a_killed_run_left_of_a_tokenizer_is_swept(data, tmp_path):
+  made = config(
+    data,
+    tmp_path,
+    caption__vocabulary=514,
+    model__tokenizer=f"{tmp_path}/tokenizer",
+  )
+  # The first run makes it, the second finds it there.
+  for _ in range(2):
+    left = tmp_path / ".tokenizer.a1b2.tmp/tokenizer"
+    left.mkdir(parents=True)
+    (left / "vocab.json").write_text("{")
+    (tmp_path / ".mine.tmp").mkdir(exist_ok=True)
+    caption.main(made, str(tmp_path))
+    hidden = [x.name for x in tmp_path.iterdir() if x.name.startswith(".")]
+    assert hidden == [".mine.tmp"]
+  assert tokenize.load(f"{tmp_path}/tokenizer")
 
 
 def test_titles_are_cleaned_and_captions_judged(data, tmp_path):

@@ -145,25 +145,109 @@ def test_a_killed_pass_is_finished_with_the_same_bytes(
   whole = config(data, shapes, "whole", **BUCKETS)
   encode.main(whole, str(shapes))
   made = config(data, shapes, "killed", **BUCKETS)
-  write, shard = shards.write, []
-
-  def dies(path, fields, examples):
-    shard.append(path)
-    if len(shard) == 3:
-      next(iter(examples))
-      raise KeyboardInterrupt
-    return write(path, fields, examples)
-
-  monkeypatch.setattr(shards, "write", dies)
-  with pytest.raises(KeyboardInterrupt):
+  with (
+    toy_pass.stopped(monkeypatch, shards=2),
+    pytest.raises(KeyboardInterrupt),
+  ):
     encode.main(made, str(shapes))
-  monkeypatch.setattr(shards, "write", write)
   assert not (shapes / "killed" / bucket_index.FILE).exists()
   counts = encode.main(made, str(shapes))
   assert (counts.skipped, counts.complete) == (2, True)
   assert toy_pass.contents(shapes / "killed") == toy_pass.contents(
     shapes / "whole"
   )
+
+
+def alone(data, shapes, place, size, **fields):
+  """The contents of the folder of one size, by a pass of its own."""
+  made = config(data, shapes, encode__size=size, **fields)
+  with made.unlocked():
+    made.encode.folder = f"{place}/alone_{size}"
+  encode.main(made, str(place))
+  return toy_pass.contents(made.encode.folder)
+
+
+def test_sizes_of_one_pass_are_each_what_its_own_pass_makes(
+  data, shapes, tmp_path
+):
+  made = config(data, shapes, encode__sizes=(14, 10))
+  with made.unlocked():
+    made.encode.folder = str(tmp_path / "latents")
+  counts = encode.main(made, str(tmp_path))
+  total = tiny.RECORDS + tiny.VALIDATION
+  assert counts.kept + sum(counts.rejected.values()) == counts.read == 2 * total
+  for size in (14, 10):
+    folder = tmp_path / f"latents_{size}"
+    assert toy_pass.contents(folder) == alone(data, shapes, tmp_path, size)
+  # What is too small for one is not for the other.
+  kept = [len(shards.open(tmp_path / f"latents_{size}")) for size in (14, 10)]
+  assert kept[0] < kept[1] == total
+  assert counts.rejected == {"too_small": total - kept[0]}
+
+
+def test_buckets_of_several_sizes_are_each_what_its_own_pass_makes(
+  data, shapes, tmp_path
+):
+  made = config(data, shapes, encode__sizes=(16, 8), **BUCKETS)
+  with made.unlocked():
+    made.encode.folder = str(tmp_path / "latents")
+  encode.main(made, str(tmp_path))
+  for size in (16, 8):
+    expected = alone(data, shapes, tmp_path, size, **BUCKETS)
+    assert toy_pass.contents(tmp_path / f"latents_{size}") == expected
+    assert bucket_index.FILE in expected
+
+
+def test_sizes_go_on_from_whatever_was_done(
+  data, shapes, tmp_path, monkeypatch
+):
+  def made(**fields):
+    return config(data, shapes, f"{tmp_path.name}/latents", **fields)
+
+  # Alone, and stopped in its third shard; then together, and stopped again.
+  with (
+    toy_pass.stopped(monkeypatch, shards=2),
+    pytest.raises(KeyboardInterrupt),
+  ):
+    encode.main(
+      config(data, shapes, f"{tmp_path.name}/latents_14", encode__size=14),
+      str(tmp_path),
+    )
+  with (
+    toy_pass.stopped(monkeypatch, shards=3),
+    pytest.raises(KeyboardInterrupt),
+  ):
+    encode.main(made(encode__sizes=(14, 10)), str(tmp_path))
+  counts = encode.main(made(encode__sizes=(14, 10)), str(tmp_path))
+  assert counts.complete
+  assert counts.skipped == 4
+  for size in (14, 10):
+    folder = shapes / f"{tmp_path.name}/latents_{size}"
+    assert toy_pass.contents(folder) == alone(data, shapes, tmp_path, size)
+  # A further size is made without those that are done.
+  made_of = []
+  make = encoder.make
+
+  def noted(networks, sizes, seconds):
+    made_of.append([one.frames.table[0] for one in sizes])
+    return make(networks, sizes, seconds)
+
+  monkeypatch.setattr(encoder, "make", noted)
+  counts = encode.main(made(encode__sizes=(10, 12, 14)), str(tmp_path))
+  assert made_of == [[(10, 10), (14, 14)], [(12, 12)]]
+  assert (counts.shards, counts.skipped) == (5, 10)
+
+
+def test_sizes_that_are_none_are_said(data, shapes):
+  for sizes, message in (
+    ((14, 14), "expected numbers, each once"),
+    (("14",), "expected numbers, each once"),
+    ((14, 15), r"encode\.size=15 does not divide by 2"),
+  ):
+    made = config(data, shapes, "none", encode__sizes=sizes)
+    with pytest.raises(ValueError, match=message):
+      encode.main(made, str(shapes))
+  assert not list(shapes.glob("none*"))
 
 
 def test_images_under_the_size_are_counted_and_left_out(data, shapes, capsys):

@@ -58,6 +58,38 @@ def test_the_validation_loss_is_of_whole_and_partial_batches(data, trained):
   assert parts == pytest.approx(whole, rel=0.25)
 
 
+def test_the_error_at_fixed_timesteps_is_of_the_same_noise(data, trained):
+  made = tiny.config(
+    data,
+    trained,
+    sample__part="params",
+    evaluate__timesteps=(0, 500, 999),
+    latent_diffusion__stratified=True,
+  )
+  found = evaluate.validation_mse(made)
+  assert list(found) == ["0", "500", "999"]
+  # However training draws and weighs them.
+  with made.unlocked():
+    made.latent_diffusion.stratified = False
+    made.latent_diffusion.min_snr_gamma = 5.0
+  assert evaluate.validation_mse(made) == found
+  # Of a network that says zero it is the variance of the noise at each.
+  first = tiny.config(
+    data,
+    trained,
+    sample__part="params",
+    sample__step=1,
+    evaluate__timesteps=(0, 999),
+  )
+  assert list(evaluate.validation_mse(first).values()) == pytest.approx(
+    [1, 1], abs=0.1
+  )
+  with made.unlocked():
+    made.evaluate.timesteps = (1000,)
+  with pytest.raises(ValueError, match="1000; expected 0 to 999"):
+    evaluate.validation_mse(made)
+
+
 def test_numbers_are_added_to_those_that_are_there(data, trained):
   made = tiny.config(data, trained)
   path = trained / "metrics.json"

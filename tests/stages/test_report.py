@@ -4,24 +4,20 @@
 import html.parser
 import pathlib
 import re
-import shutil
-import subprocess
 
+import browser
 import numpy as np
 import pytest
 import toys
 
 from cc_jax.core import files
-from cc_jax.data import shards
+from cc_jax.data import shards, tokenize
+from cc_jax.pipelines import dataset_report
 from cc_jax.stages import report
 
 HOSTILE = '<script>document.title="had"</script>'
 QUOTES = "\"' onerror='document.title=1' x=\"&lt;"
 CC0 = "https://creativecommons.org/publicdomain/zero/1.0/"
-BROWSER = next(
-  filter(None, map(shutil.which, ("chromium", "chromium-browser"))),
-  shutil.which("google-chrome"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +104,9 @@ def test_the_page_says_what_the_dataset_holds(work, page):
   assert "the same bytes 2 3.4 %" in text
   assert "10 to 19 bits 3 5.1 %" in text
   assert "Most frequent words" in text
+  # Photo, hat and shoe: all seen often, two in each caption but of a stranger.
+  assert re.search(r"valid nouns \d", text)
+  assert "nouns an image" in text
   assert len(page.all("svg")) == 4
   assert all(
     svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg")
@@ -178,8 +177,40 @@ def test_a_dataset_without_captions_shows_titles(work, tmp_path):
   assert "hat 1" in text
 
 
+def test_flags_lengths_and_what_limits_are_shown(work, tmp_path):
+  tokenizer = tmp_path / "tokenizer"
+  tokenize.train(["a photo of a hat"], str(tokenizer), vocabulary=514)
+  words = [
+    f"--config.caption.images={work}/catalogue",
+    f"--config.caption.folder={tmp_path}/captions",
+    "--config.caption.vocabulary=0",
+    f"--config.caption.flags.tokenizer={tokenizer}",
+    "--config.caption.flags.tokens=30",
+  ]
+  assert toys.run("caption", work, tmp_path, *words) == 0
+  counts = shards.open(tmp_path / "captions").provenance["counts"]
+  seconds = {"read": 0.5, "decode": 9.0, "device": 0.25, "compile": 3.0}
+  noted = {"stage": "encode", "images": 59, "threads": 4, "seconds": seconds}
+  files.write_json(tmp_path / "encode.seconds.json", noted)
+  flags = (
+    f"--config.report.captions={tmp_path}/captions",
+    f"--config.report.page={tmp_path}/page.html",
+    f"--config.report.seconds=('{tmp_path}/encode.seconds.json', 'none')",
+  )
+  assert run(work, *flags) == 0
+  text = str(Page((tmp_path / "page.html").read_text()))
+  assert "Tokens in a caption" in text
+  assert counts["flags"]["too_long"]
+  for flag, count in counts["flags"].items():
+    assert f"{flag} {count} " in text
+  assert "Speed of cc-jax encode" in text
+  assert "Decode limits: 6.1 images/s over the 59 images" in text
+  assert "decode 152,542 92.3 %" in text
+
+
 def test_words_are_counted_in_any_script():
-  text = str(Page(report.captions(["Ein Hut", "don't, Ω-Ω!", "帽子 ein"])))
+  words = ["Ein Hut", "don't, Ω-Ω!", "帽子 ein"]
+  text = str(Page(dataset_report.captions(words)))
   assert "3 captions, 3 of them different; 5 different words" in text
   assert "ein 2" in text
 
@@ -196,16 +227,8 @@ def test_a_histogram_holds_every_value():
 
 def opened(work, fragment):
   """The page in a browser, after its script: (shown, status, element)."""
-  if not BROWSER:
-    pytest.skip("no chromium")
   address = (pathlib.Path(work) / "report.html").as_uri()
-  command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu"]
-  command += [f"--user-data-dir={work}/browser", "--dump-dom"]
-  done = subprocess.run(
-    [*command, f"{address}{fragment}"], capture_output=True, timeout=120
-  )
-  assert done.returncode == 0, done.stderr
-  text = done.stdout.decode()
+  text = browser.dom(f"{address}{fragment}", f"{work}/browser")
   shown = [f for f in Page(text).all("figure") if "hidden" not in f]
   status = re.search(r'id="status"[^>]*>([^<]*)<', text).group(1)
   return shown, status, text

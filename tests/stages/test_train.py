@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import functools
 import json
 import pathlib
 import random
@@ -123,8 +124,8 @@ def test_kills_came_before_the_end_and_all_but_the_last_save_survived(
 
 def test_preemption_saves_the_step_and_says_that_it_is_not_the_end(interrupted):
   _, (_, (status, out, err, done), *_) = interrupted
-  assert status == 130
-  assert "the same command goes on" in err
+  assert status == 0
+  assert f"SIGTERM: step {done} is saved; the same command goes on" in out
   assert "Traceback" not in err
   steps, before = map(int, re.search(r"(\d+) steps, (\d+) done", out).groups())
   assert steps + before == done >= 10
@@ -172,6 +173,39 @@ def test_a_run_goes_on_on_another_mesh(data, eight, tmp_path, monkeypatch):
   assert close(final(data, tmp_path)[0], final(data, eight)[0])
 
 
+def test_a_run_goes_on_on_half_and_on_twice_the_devices(
+  data, eight, tmp_path, monkeypatch
+):
+  shutil.copytree(eight / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
+  half = functools.partial(sharding.make_mesh, devices=jax.devices()[:4])
+  fields = STEADY | {"train__mesh__fsdp": 2}
+  with monkeypatch.context() as patch:
+    patch.setattr(sharding, "make_mesh", half)
+    made = tiny.config(data, tmp_path, **fields | {"train__steps": 5})
+    state = train.main(made, str(tmp_path))
+    assert len(state.step.sharding.device_set) == 4
+  made = tiny.config(data, tmp_path, **STEADY)
+  state = train.main(made, str(tmp_path))
+  assert len(state.step.sharding.device_set) == 8
+  np.testing.assert_allclose(losses(tmp_path), losses(eight)[3:], rtol=1e-5)
+  assert close(final(data, tmp_path)[0], final(data, eight)[0])
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(
+  data, eight, tmp_path, capsys
+):
+  shutil.copytree(eight / "checkpoints", tmp_path / "checkpoints")
+  (tmp_path / "checkpoints/6/state/_METADATA").write_text("{")
+  train.main(tiny.config(data, tmp_path, **STEADY), str(tmp_path))
+  out = capsys.readouterr().out
+  assert "checkpoints/6 is damaged" in out
+  assert f"from step 3 of {tmp_path}/checkpoints" in out
+  assert [line["step"] for line in lines(tmp_path)] == [4, 5, 6]
+  names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+  assert names == {"3", "6", "damaged-6"}
+  assert_identical(final(data, tmp_path), final(data, eight))
+
+
 def close(state, other):
   return tiny.largest_difference(state, other) < 1e-5
 
@@ -186,6 +220,8 @@ def test_two_processes_train_as_one_and_one_goes_on(data, eight, tmp_path):
       data,
       tmp_path,
       "--hosts=2",
+      "--config.cpu_devices=4",
+      "--config.train.devices=8",
       "--config.train.steps=3",
       *FLAGS,
       JAX_COORDINATOR_ADDRESS=address,
@@ -334,6 +370,8 @@ def test_a_checkpoint_of_another_model_is_refused(data, reference):
     ({"train__remat": "some"}, "unknown remat 'some'"),
     ({"train__init": "/nowhere"}, "/nowhere"),
     ({"train__keep": 0}, "train.keep=0"),
+    ({"train__keep_every": -1}, "train.keep_every=-1"),
+    ({"train__devices": 64}, "train.devices=64, but there are 8 on 1 hosts"),
     ({"train__steps": 0}, "train.steps=0; expected 1 or more"),
     ({"train__log_every": 0}, "train.log_every=0"),
     ({"train__checkpoint_every": 0}, "train.checkpoint_every=0"),

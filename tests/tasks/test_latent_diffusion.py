@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Net's output is zero at first, so first losses have closed forms."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ import toys
 from cc_jax.core import tree
 from cc_jax.data import tokenize
 from cc_jax.diffusion import schedule as schedules
-from cc_jax.tasks import latent_diffusion
+from cc_jax.tasks import conditioning, latent_diffusion
 from cc_jax.tasks import task as tasks
 
 # So many rows that a mean over them is within a percent or so.
@@ -133,7 +131,7 @@ def test_dropped_captions_are_replaced_by_the_empty_one():
   empty = np.arange(5, dtype=np.int32)
   tokens = jnp.arange(100, 140, dtype=jnp.int32).reshape(8, 5)
   dropped = jnp.arange(8) % 3 == 0
-  out = latent_diffusion.drop(tokens, empty, dropped)
+  out = conditioning.drop(tokens, empty, dropped)
   assert (np.asarray(out)[dropped] == empty).all()
   np.testing.assert_array_equal(out[~dropped], tokens[~dropped])
 
@@ -270,25 +268,39 @@ def test_sizes_are_height_and_width_of_original_crop_and_image():
 
 
 def test_each_tower_has_its_padding_and_a_mask_to_the_end():
-  towers = {
-    "text": types.SimpleNamespace(eos_token_id=9, pad_token_id=9),
-    "text_2": types.SimpleNamespace(eos_token_id=9, pad_token_id=0),
-  }
+  empty, nine, zero = np.array([1, 9, 9, 9]), np.int32(9), np.int32(0)
+  words = conditioning.Words(empty, nine, (nine, zero))
   tokens = jnp.array([[1, 5, 9, 9], [1, 9, 9, 9]])
-  first, second = latent_diffusion.captions(tokens, towers)
+  first, second = conditioning.captions(tokens, words)
   np.testing.assert_array_equal(first.tokens, tokens)
   assert second.tokens.tolist() == [[1, 5, 9, 0], [1, 9, 0, 0]]
   assert first.mask.tolist() == [[True] * 3 + [False], [True] * 2 + [False] * 2]
 
 
-def test_pixart_learns_the_noise_and_not_yet_its_variance(
-  data, batch, tmp_path
-):
-  rows = {name: value[:8] for name, value in batch.items()}
-  with pytest.raises(ValueError, match="set out_channels=4"):
-    tasks.make(toys.pixart(data, tmp_path))
+def test_pixart_learns_the_noise_and_its_variance(data, batch, tmp_path):
+  rows = {name: value[:32] for name, value in batch.items()}
+  rows["size"] = jnp.full((32, 2), 300)
+  rows["crop"] = jnp.zeros((32, 2), jnp.int32)
+  task = tasks.make(toys.pixart(data, tmp_path))
+  params = jax.jit(task.init)(jax.random.key(0))
+  loss, metrics = jax.jit(task.loss)(params, rows, jax.random.key(1))
+  assert float(metrics["mse"]) == pytest.approx(1, abs=0.15)
+  assert float(loss) == pytest.approx(
+    float(metrics["mse"] + metrics["vb"]), rel=1e-6
+  )
+  # The same network without a variance has the squared error alone.
   made = toys.pixart(data, tmp_path)
   with made.unlocked():
     made.model.transformer.out_channels = 4
   loss, mse = first_loss(tasks.make(made), rows)
-  assert loss == mse == pytest.approx(1, abs=0.15)
+  assert loss == mse == pytest.approx(float(metrics["mse"]), rel=1e-5)
+
+
+def test_channels_that_are_neither_latents_nor_a_variance_are_refused(
+  data, tmp_path
+):
+  made = toys.pixart(data, tmp_path)
+  with made.unlocked():
+    made.model.transformer.out_channels = 5
+  with pytest.raises(ValueError, match="set out_channels=4, or 8 to learn"):
+    tasks.make(made)

@@ -4,12 +4,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
+import tiny
 import tiny_models
+import toys
 
+from cc_jax.core import tree
 from cc_jax.data import latents
-from cc_jax.models import kinds, layers, patches
-from cc_jax.tasks import padded
+from cc_jax.diffusion import schedule as schedules
+from cc_jax.models import families, kinds, layers, patches
+from cc_jax.tasks import latent_diffusion, padded
+from cc_jax.tasks import task as tasks
 
 CONFIG = tiny_models.TINY["pixart"]
 SQUARE = (CONFIG.sample_size // CONFIG.patch) ** 2
@@ -111,3 +117,113 @@ def test_what_does_not_fit_is_said():
     padded.make(CONFIG, SQUARE)(record(8, 10))
   with pytest.raises(ValueError, match="latents of 3 x 8 do not divide"):
     padded.make(CONFIG, SQUARE)(record(3, 8))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_both_ways_have_the_same_loss_and_gradients(shape, network):
+  """One shape a bucket, and one for all: the task's own errors."""
+  (height, width), patch = shape, CONFIG.patch
+  rng = np.random.default_rng(5)
+  x0, eps = jnp.asarray(rng.normal(size=(2, 3, height, width, 4)), jnp.float32)
+  t = jnp.array([0, 300, 900])
+  context = jnp.asarray(rng.normal(size=(3, 5, 10)), jnp.float32)
+  conditions = {"context": context, "mask": jnp.ones((3, 5), bool)}
+  structure, params = tree.split(network)
+  schedule = schedules.linear()
+  example = padded.make(CONFIG, SQUARE)(record(height, width))
+  places = {
+    name: jnp.tile(jnp.asarray(example[name])[None], (3, *[1] * n))
+    for name, n in (("positions", 2), ("token_mask", 1))
+  }
+
+  def as_tokens(x):
+    tokens = patches.patchify(x, patch)
+    # Padding is anything: noise too.
+    tokens = jnp.pad(
+      tokens,
+      ((0, 0), (0, SQUARE - tokens.shape[1]), (0, 0)),
+      constant_values=7.0,
+    )
+    return tokens.reshape(3, SQUARE, -1, 4)
+
+  def loss(params, x0, eps, places, mask):
+    networks = {"transformer": tree.merge(structure, params)}
+    predict = lambda xt: families.output(
+      "pixart", networks, xt, t, conditions, places
+    )
+    found = latent_diffusion.errors(predict, schedule, "eps", x0, eps, t, mask)
+    return sum(jnp.mean(rows) for rows in found.values()), found
+
+  both = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  (_, plain), grads = both(params, x0, eps, None, None)
+  mask = places["token_mask"][..., None, None]
+  (_, found), padded_grads = both(
+    params, as_tokens(x0), as_tokens(eps), places, mask
+  )
+  assert set(found) == {"mse", "vb"}
+  for name, rows in found.items():
+    np.testing.assert_allclose(rows, plain[name], rtol=1e-5)
+  flat, other = tree.flatten(grads), tree.flatten(padded_grads)
+  # Gradients that are zero but for rounding, as of the keys' biases, are small
+  # beside the largest.
+  largest = max(float(jnp.max(jnp.abs(grad))) for grad in flat.values())
+  for path, grad in flat.items():
+    allowed = 1e-4 * float(jnp.max(jnp.abs(grad))) + 1e-6 * largest
+    np.testing.assert_allclose(other[path], grad, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("micro", [False, True])
+def test_a_task_trains_on_padded_buckets(micro, tmp_path_factory, tmp_path):
+  data = tiny.shared(tmp_path_factory)
+  fields = dict(
+    encode__buckets=True,
+    encode__size=64,
+    latent_diffusion__padded=True,
+    model__transformer=dict(
+      sample_size=32,
+      heads=2,
+      head_width=12,
+      depth=2,
+      caption_width=16,
+      micro_conditions=micro,
+    ),
+  )
+  task = tasks.make(toys.pixart(data, tmp_path, **fields))
+  assert not task.bucketed
+  frames = [(64, 64), (128, 32), (32, 112)]
+  rows = []
+  for n, (height, width) in enumerate(frames):
+    example = record(height // 2, width // 2, n)
+    example |= {
+      "bucket": np.array((height, width), np.int32),
+      "size": np.array((5 * height, 5 * width), np.int32),
+      "crop": np.zeros(2, np.int32),
+      "tokens": np.arange(8, dtype=np.int32),
+    }
+    rows.append(task.transform(example))
+  batch = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
+  assert batch["latent_mean"].shape == (3, 256, 16)
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  params = parity.scramble(shapes, 1)
+  run = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
+  (loss, metrics), grads = run(params, batch, jax.random.key(1))
+  assert np.isfinite(loss)
+  assert set(metrics) == {"mse", "vb"}
+  # What is behind a bucket's tokens changes nothing.
+  hidden = ~batch["token_mask"][..., None]
+  noisy = {**batch, "latent_mean": jnp.where(hidden, 5, batch["latent_mean"])}
+  (again, _), _ = run(params, noisy, jax.random.key(1))
+  assert float(again) == pytest.approx(float(loss), rel=1e-5)
+  # The network is told size and ratio, and learns from them.
+  for name in ("size", "ratio") if micro else ():
+    assert np.any(grads["transformer"][name]["up"]["kernel"]), name
+  for name in ("size", "bucket"):
+    other = {**batch, name: batch[name] * 2 + jnp.array([0, 16])}
+    moved = float(run(params, other, jax.random.key(1))[0][0])
+    assert (moved != float(loss)) == micro, name
+
+
+def test_padding_without_buckets_is_refused(tmp_path_factory, tmp_path):
+  data = tiny.shared(tmp_path_factory)
+  with pytest.raises(ValueError, match=r"padded is for .* encode.buckets"):
+    tasks.make(toys.pixart(data, tmp_path, latent_diffusion__padded=True))

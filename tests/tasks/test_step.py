@@ -102,6 +102,12 @@ def test_the_learning_rate_is_the_schedules():
   )
 
 
+def test_the_rate_may_grow_with_the_root_of_the_batch():
+  """PixArt-alpha's: 2e-5 for 256 is 1.33e-4 for its batches of 11,392."""
+  _, metrics = run(1, lr=2e-5, warmup=0, batch_size=11_392, lr_batch=256)
+  assert float(metrics[0]["lr"]) == pytest.approx(1.334e-4, rel=1e-3)
+
+
 def test_the_key_of_a_step_is_the_seeds_with_its_number():
   states, _ = run(2, rows=batch(noise=1.0), lr=0.0, warmup=0)
   config = tiny.config("/nowhere", "/nowhere")
@@ -221,7 +227,7 @@ def test_the_sharded_step_is_that_of_one_device(data, monkeypatch):
   ):
     with jax.set_mesh(mesh), tiny.compiled_once(data):
       key = jax.random.key(0)
-      shapes = sharding.with_layouts(jax.eval_shape(init, key), mesh)
+      shapes = sharding.with_layouts(jax.eval_shape(init, key), mesh, True)
       layouts = jax.tree.map(lambda leaf: leaf.sharding, shapes)
       state = jax.jit(init, out_shardings=layouts)(key)
       arrays = sharding.put_batch(rows, mesh)
@@ -232,6 +238,13 @@ def test_the_sharded_step_is_that_of_one_device(data, monkeypatch):
   (one, one_metrics), (sharded, metrics) = found
   split = [x for x in jax.tree.leaves(sharded) if not x.is_fully_replicated]
   assert len(split) > 100
+  # Averages and moments are split over `data`, too, and weights are not.
+  for part, ways in ((sharded.params, 4), (sharded.ema, 8), (sharded.opt, 8)):
+    shares = [
+      leaf.size // leaf.addressable_shards[0].data.size
+      for leaf in jax.tree.leaves(part)
+    ]
+    assert max(shares) == ways
   for name, value in one_metrics.items():
     assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5)
   # Adam's means are the gradients, times 0.1.
@@ -245,3 +258,12 @@ def test_optimiser_states_have_the_same_names_with_and_without_clipping():
   (with_, _), _ = run(clip=1.0)
   (without, _), _ = run(clip=0.0)
   assert tiny.leaves(with_).keys() == tiny.leaves(without).keys()
+
+
+def test_adams_first_moment_may_be_bfloat16():
+  (state, _), _ = run(moments="bfloat16")
+  adam = state.opt["adam"]
+  assert {x.dtype for x in jax.tree.leaves(adam.mu)} == {jnp.dtype("bfloat16")}
+  assert {x.dtype for x in jax.tree.leaves(adam.nu)} == {jnp.dtype("float32")}
+  with pytest.raises(ValueError, match=r"train\.moments 'float16'"):
+    run(moments="float16")

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import shutil
 
 from flax import nnx
@@ -6,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_clip_gen
 
 from cc_jax.core import files, tree
 from cc_jax.models import families, hub, kinds
@@ -25,7 +27,7 @@ def task(data):
 def test_an_unknown_task_is_named_with_those_that_are_there(data):
   made = tiny.config(data, data, train__task="gan")
   with pytest.raises(
-    ValueError, match="unknown task 'gan'; tasks/ has autoencoder, latent"
+    ValueError, match="unknown task 'gan'; tasks/ has autoencoder, contra"
   ):
     tasks.make(made)
 
@@ -38,17 +40,31 @@ def test_a_type_of_too_small_a_range_is_refused(data):
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_every_task_starts_from_float32_weights_by_the_names_of_its_parts(
-  data, name
+  data, name, tmp_path_factory
 ):
-  made = tiny.config(data, data, train__task=name)
-  if name == "autoencoder":
-    made = tiny.config(data, data, train__task=name, model__vae=tiny.VAE)
+  fields = {
+    "autoencoder": dict(model__vae=tiny.VAE),
+    "contrastive": dict(model__clip=dataclasses.asdict(tiny_clip_gen.CLIP)),
+    "latent_diffusion": {},
+    "vqgan": dict(
+      model__vqgan=dataclasses.asdict(tiny_clip_gen.VQGAN),
+      model__discriminator=dict(channels=4, depth=1),
+    ),
+  }
+  if name == "prior":
+    folders = tiny_clip_gen.shared(tmp_path_factory)
+    made = tiny_clip_gen.config(*folders, data)
+  else:
+    made = tiny.config(data, data, train__task=name, **fields[name])
   found = tasks.make(made)
   shapes = jax.eval_shape(found.init, jax.random.key(0))
-  assert shapes.keys() == found.parts.keys()
+  # What is no network is counted in steps, beside them.
+  assert shapes.keys() - found.parts.keys() <= {"vqgan_state", "steps"}
+  assert found.parts.keys() <= shapes.keys()
   types = {leaf.dtype for leaf in jax.tree.leaves(shapes)}
   assert types == {np.dtype(np.float32)}
-  assert families.FOLDERS.keys() >= shapes.keys()
+  known = families.FOLDERS.keys() | kinds.KINDS.keys()
+  assert known >= found.parts.keys()
 
 
 def test_a_source_has_the_features_of_the_task_and_no_others(data, task):

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels for TPU, step by step on this device, beside XLA's attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+
+from cc_jax.core import sharding
+from cc_jax.models import attention, attention_kernel
+
+
+def drawn(tokens, sources, heads, size, dtype=jnp.float32):
+  """Queries, keys, values, and a cotangent of the result."""
+  rng = np.random.default_rng(tokens + sources)
+  lengths = (tokens, sources, sources, tokens)
+  return [
+    jnp.asarray(rng.standard_normal((2, length, heads, size)), dtype)
+    for length in lengths
+  ]
+
+
+def results(f, q, k, v, cotangent):
+  out, backward = jax.vjp(f, q, k, v)
+  return out, *backward(cotangent)
+
+
+def kernel(q, k, v):
+  return attention.by_rows(q, k, v, q.shape[-1] ** -0.5, interpret=True)
+
+
+def splash(q, k, v):
+  return attention.splash_attention(
+    q, k, v, q.shape[-1] ** -0.5, interpret=True
+  )
+
+
+@pytest.mark.parametrize(
+  ("tokens", "sources", "heads", "size"),
+  [(512, 512, 2, 64), (64, 77, 4, 8), (256, 256, 2, 72), (16, 16, 1, 8)],
+)
+def test_the_kernel_and_its_gradients_are_those_of_xla(
+  tokens, sources, heads, size
+):
+  arrays = drawn(tokens, sources, heads, size)
+  assert attention_kernel.fits(tokens, sources, heads * size, heads)
+  expected = results(attention.attention, *arrays)
+  for ours, theirs in zip(results(kernel, *arrays), expected, strict=True):
+    parity.check(ours, theirs, parity.LAYER)
+
+
+def test_heads_that_do_not_fit_together_are_taken_in_groups(monkeypatch):
+  monkeypatch.setattr(attention_kernel, "ELEMENTS", 128 * 128)
+  arrays = drawn(32, 77, 4, 64)
+  expected = results(attention.attention, *arrays)
+  for ours, theirs in zip(results(kernel, *arrays), expected, strict=True):
+    parity.check(ours, theirs, parity.LAYER)
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(256, 64), (1536, 72)])
+def test_splash_and_its_gradients_are_those_of_xla(tokens, size):
+  arrays = drawn(tokens, tokens, 1, size)
+  expected = results(attention.attention, *arrays)
+  for ours, theirs in zip(results(splash, *arrays), expected, strict=True):
+    parity.check(ours, theirs, parity.LAYER)
+
+
+def test_the_kernel_in_bfloat16_errs_no_more_than_xla():
+  arrays = drawn(64, 77, 2, 16)
+  short = [x.astype(jnp.bfloat16) for x in arrays]
+  exact = results(attention.attention, *(x.astype(jnp.float32) for x in short))
+  plain = results(attention.attention, *short)
+  for ours, theirs, truth in zip(
+    results(kernel, *short), plain, exact, strict=True
+  ):
+    assert ours.dtype == jnp.bfloat16
+    error, bound = (
+      float(jnp.abs(x.astype(jnp.float32) - truth).max())
+      for x in (ours, theirs)
+    )
+    assert error <= 1.5 * bound
+
+
+def test_shapes_that_do_not_fit_are_refused():
+  assert not attention_kernel.fits(4096, 4096, 320, 5)  # Too many keys.
+  assert not attention_kernel.fits(300, 77, 320, 5)  # No whole blocks.
+  assert not attention_kernel.fits(25, 25, 320, 5)
+
+
+def test_on_a_tpu_the_kernel_is_chosen_by_length(monkeypatch):
+  called = []
+  monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+  for name in ("by_rows", "splash_attention"):
+    monkeypatch.setattr(
+      attention, name, lambda q, *_, name=name: called.append(name) or q
+    )
+  for tokens, sources in ((1024, 1024), (4096, 4096), (64, 77), (25, 77)):
+    q, k, v, _ = drawn(tokens, sources, 5, 8)
+    wide = [jnp.tile(x, (1, 1, 1, 8)) for x in (q, k, v)]
+    attention.attention(*wide)
+  assert called == ["by_rows", "splash_attention", "by_rows"]
+  with attention.using("einsum"):
+    attention.attention(*wide)
+  assert len(called) == 3
+  with pytest.raises(ValueError, match="unknown attention 'flash'"):
+    with attention.using("flash"):
+      pass
+
+
+def test_a_kernel_runs_on_each_devices_rows_and_heads():
+  arrays = [jnp.concatenate([x, x]) for x in drawn(8, 8, 4, 8)[:3]]  # B = 4.
+  shapes = []
+
+  def run(q, k, v, scale):
+    shapes.append(q.shape)
+    return attention.attention(q, k, v, scale=scale)
+
+  with jax.set_mesh(sharding.make_mesh(data=2, fsdp=2, tensor=2)):
+    split = sharding.by_head(4, 4, run)
+    ours = jax.jit(lambda q, k, v: split(q, k, v, 0.5))(*arrays)
+    assert sharding.by_head(3, 4, run) is None
+    assert sharding.by_head(4, 3, run) is None
+  assert shapes == [(1, 8, 2, 8)]
+  parity.check(ours, attention.attention(*arrays, scale=0.5), parity.LAYER)

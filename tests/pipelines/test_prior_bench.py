@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+from cc_jax.core import config as configs
+from cc_jax.pipelines import prior_bench
+
+
+def test_both_sides_write_the_same_codes():
+  options = configs.load("configs/bench.py:prior").bench
+  options.repeats = 1
+  options.prior.width, options.prior.depth, options.prior.heads = 32, 2, 2
+  options.prior.positions, options.prior.vocabulary = 9, 50
+  found = prior_bench.measure(options)
+  assert found["prior_same_codes"] == 1
+  for side in ("cc_jax", "torch"):
+    assert found[f"prior_images_per_second_{side}"] > 0
+  assert found["prior_times_as_fast"] > 0
+  options.compare = ""
+  assert set(prior_bench.measure(options)) == {"prior_images_per_second_cc_jax"}

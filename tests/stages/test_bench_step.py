@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cc-jax bench on train steps, and the same ones in torch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+import tiny
+
+from cc_jax.core import config as configs
+from cc_jax.core import sharding, tree
+from cc_jax.models import hub
+from cc_jax.pipelines import reference_training
+from cc_jax.stages import bench
+from cc_jax.tasks import denoiser
+from cc_jax.tasks import step as steps
+
+
+def small(workdir, **fields):
+  """A bench of the train step of a tiny U-Net, on made-up latents."""
+  fields = {
+    "bench__steps": 3,
+    "bench__loader_seconds": 0.0,
+    "bench__repeats": 1,
+    "train__folders": (),
+    "train__warmup": 0,
+  } | fields
+  made = tiny.config("no data", workdir, **fields)
+  with made.unlocked(), made.ignore_type():
+    made.model.vae = tiny.VAE
+  return made
+
+
+def test_a_step_is_measured_beside_torch(tmp_path):
+  found = bench.main(small(tmp_path, bench__compare="torch"), str(tmp_path))
+  seconds, theirs = found["step_seconds"], found["torch_step_seconds"]
+  assert found["speedup"] == theirs / seconds
+  assert found["images_per_second"] == pytest.approx(8 / seconds)
+  assert found["torch_images_per_second"] == pytest.approx(8 / theirs)
+  assert found["tflop_per_step"] > 0
+  assert found["gib_per_device"] > 0
+  # Of what a product of matrices takes here, as no peak of a CPU is known.
+  rate = found["matmul_gflop_per_second"] / 1e3
+  share = found["tflop_per_step"] / seconds / rate
+  assert found["share_of_matmul"] == pytest.approx(share)
+  for name in ("input_stall", "saving_stall"):
+    assert 0 <= found[name] < 1
+
+
+@pytest.mark.parametrize("decay", ["matrices", "all"])
+def test_both_sides_learn_the_same(tmp_path, decay):
+  made = small(
+    tmp_path,
+    train__decay=decay,
+    train__weight_decay=0.1,
+    # Both divide by roots of what is almost zero otherwise.
+    train__eps=1e-3,
+  )
+  mesh = sharding.make_mesh(**made.train.mesh)
+  batch = denoiser.batch(made, made.train.batch_size)
+  with jax.set_mesh(mesh):
+    task = denoiser.make(made)
+    step = steps.make(made, task)
+    state = step.init(jax.random.key(0))
+    params = parity.scramble(state.params)
+    state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+    theirs = reference_training.unet_step(
+      task.parts["unet"][1], params["unet"], batch, made.train
+    )
+    update = jax.jit(step.update)
+    for _ in range(4):
+      state, metrics = update(state, task.loss, batch)
+      np.testing.assert_allclose(metrics["loss"], theirs(), rtol=1e-4)
+
+
+def test_torch_may_compute_in_its_other_order_and_type(tmp_path):
+  made = small(tmp_path, train__dtype="bfloat16")
+  batch = denoiser.batch(made, 2)
+  task = denoiser.make(made)
+  params = parity.scramble(task.init(jax.random.key(0)))
+  loss = task.loss(params, batch, jax.random.key(0))[0]
+  for last in (False, True):
+    theirs = reference_training.unet_step(
+      task.parts["unet"][1],
+      params["unet"],
+      batch,
+      made.train,
+      channels_last=last,
+    )
+    np.testing.assert_allclose(theirs(), loss, rtol=3e-2)
+
+
+def test_networks_with_pooled_text_are_given_it(tmp_path):
+  made = small(tmp_path)
+  with made.unlocked(), made.model.unet.ignore_type():
+    made.model.unet.pooled_conditions = "text_time"
+    made.model.unet.size_width = 4
+    made.model.unet.conditions_width = 36
+  batch = denoiser.batch(made, 2)
+  assert batch["pooled"].shape == (2, 12)
+  task = denoiser.make(made)
+  params = parity.scramble(task.init(jax.random.key(0)))
+  theirs = reference_training.unet_step(
+    task.parts["unet"][1], params["unet"], batch, made.train
+  )
+  loss = task.loss(params, batch, jax.random.key(0))[0]
+  np.testing.assert_allclose(theirs(), loss, rtol=1e-4)
+
+
+def test_a_config_of_full_size_is_measured_without_its_files():
+  """What SD2 would be given; nothing is downloaded."""
+  made = configs.load("configs/sd2.py:256")
+  batch = denoiser.batch(made, 2)
+  shapes = {name: array.shape for name, array in batch.items()}
+  assert shapes["xt"] == shapes["target"] == (2, 32, 32, 4)
+  assert shapes["context"] == (2, 77, 1024)
+  params = jax.eval_shape(denoiser.make(made).init, jax.random.key(0))
+  expected = 865_910_724
+  assert tree.count(params) == expected
+  assert hub.config(made.model.unet, "unet").channels[0] == 320
+
+
+def test_configs_of_gpus_are_whole():
+  for arg, side in (("sd2_256", 32), ("sd2_512", 64)):
+    made = configs.load(f"configs/bench.py:{arg}")
+    assert made.bench.compare == "torch"
+    assert made.bench.torch_compile
+    assert made.train.dtype == "bfloat16"
+    assert denoiser.batch(made, 1)["xt"].shape == (1, side, side, 4)
+
+
+def test_what_has_no_u_net_is_refused(tmp_path):
+  made = small(tmp_path)
+  with made.unlocked(), made.ignore_type():
+    made.model.transformer = "XL_256"
+  with pytest.raises(ValueError, match="only U-Nets are measured"):
+    bench.main(made, str(tmp_path))
