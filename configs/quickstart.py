@@ -137,7 +137,7 @@ def unet(config: ConfigDict) -> ConfigDict:
     )
   )
   config.train.steps = 1000
-  config.train.lr = 2e-3
+  config.train.lr = 1e-3
   config.train.checkpoint_every = 500
   config.train.preview_every = 500
   config.latent_diffusion.train_text = True

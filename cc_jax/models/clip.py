@@ -167,11 +167,14 @@ class Text(nnx.Module):
     kinds = dict(dtype=dtype, rngs=rngs)
     normal = nnx.initializers.normal
     self.eos = config.eos
+    # CLIP's code has 0.02 for any width. Of a narrow tower the first steps of
+    # Adam are longer than that: words move as one, and some stay one.
+    std = config.width**-0.5
     self.token = nnx.Embed(
-      config.vocabulary, config.width, embedding_init=normal(0.02), **kinds
+      config.vocabulary, config.width, embedding_init=normal(std), **kinds
     )
     self.position = nnx.Embed(
-      config.positions, config.width, embedding_init=normal(0.01), **kinds
+      config.positions, config.width, embedding_init=normal(std / 2), **kinds
     )
     self.blocks = layers.stack(
       lambda rngs: Block(config, causal=True, dtype=dtype, rngs=rngs),
