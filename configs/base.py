@@ -222,6 +222,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.plan.watts = 0.0  # Of a chip; 0 for what its maker measured, if known.
   config.plan.pue = 1.1  # Watts that the data centre draws for each of those.
   config.plan.kg_co2_per_kwh = 0.37  # Of the grid; 0.37 is the United States'.
+  config.plan.published = ConfigDict(dict(what="", chip="", watts=0.0))
+  config.plan.published.update(days=0.0, dollars=0.0)  # Of others; or nobody.
 
   config.latent_diffusion = ConfigDict()
   config.latent_diffusion.train_text = False
@@ -380,8 +382,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.bench.caption.dtype = "float32"
   config.bench.prior = ConfigDict()  # CLIP-GEN's, random weights.
   config.bench.prior.batch_size = 0  # 0 leaves it out.
-  config.bench.prior.update(dict(vocabulary=1024, positions=256))
-  config.bench.prior.update(dict(width=256, depth=6, heads=4))
+  config.bench.prior.update(vocabulary=1024, positions=256)
+  config.bench.prior.update(width=256, depth=6, heads=4)
   config.bench.result = "{workdir}/bench.json"
 
   config.export = ConfigDict()

@@ -180,18 +180,18 @@ def clipgen(config: ConfigDict) -> ConfigDict:
   config.prior.drop_condition = 0.1
   config.sample.top_k = 0
   config.sample.gap_captions = "{workdir}/captions"
+  config.sample.gap = "nearest"  # Captions lie elsewhere than images do.
   config.evaluate.recognise.also = (
     "candidates=8",
     "gap=shift",
-    "gap=nearest",
-    "guidance=2.0",
-    "guidance=2.0,candidates=8",
-    "guidance=2.0,gap=shift",
-    "guidance=2.0,gap=shift,candidates=8",
-    "guidance=2.0,gap=nearest",
-    "guidance=2.0,gap=nearest,candidates=8",
+    "gap=shift,candidates=8",
+    "gap=none",
+    "gap=none,candidates=8",
+    "guidance=1.0",
+    "guidance=1.0,gap=shift",
+    "guidance=1.0,gap=none",
+    "guidance=1.0,gap=none,candidates=8",
   )
-  config.sample.guidance = 1.0
   config.quickstart.steps = (
     "catalogue",
     "caption",

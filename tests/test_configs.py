@@ -75,7 +75,7 @@ def reduced(config, data, workdir):
     batch_size=IMAGES,
   )
   config.train.update(steps=2, batch_size=8, warmup=0, log_every=1)
-  config.train.update(checkpoint_every=2, preview_every=0)
+  config.train.update(checkpoint_every=2, preview_every=0, init="")
   config.train.mesh.fsdp = min(config.train.mesh.fsdp, DEVICES)
   config.train.ema_start = min(config.train.ema_start, 3)
   if config.train.task == "autoencoder":

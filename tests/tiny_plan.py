@@ -10,11 +10,21 @@ import sys
 import jax
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import tiny
 
 from cc_jax.core import config as configs
 from cc_jax.core import flops, hardware, hlo_cost, sharding
 from cc_jax.stages import plan
+
+# What a run is said to have cost others.
+PAPER = dict(
+  what="a paper",
+  chip="NVIDIA A100-SXM4-40GB",
+  days=10.0,
+  dollars=480.0,
+  watts=400.0,
+)
 
 
 def config(folder, **fields):
@@ -63,6 +73,7 @@ def main(folder):
       folder,
       plan__text=f"{folder}/step.hlo",
       plan__program=f"{folder}/step.program",
+      plan__published=ConfigDict(PAPER),
     ),
     "large": config(
       folder,

@@ -71,15 +71,54 @@ def power(
   )
 
 
+def published(
+  options: Any, target: hardware.Target, hours: float
+) -> dict[str, Any]:
+  """What others say it took them, and this in days of their chip.
+
+  Args:
+    options: `config.plan`.
+    target: the slice.
+    hours: of all of it, by this plan.
+
+  Raises:
+    ValueError: a chip of theirs that is not known.
+  """
+  theirs = options.published
+  if not theirs.days:
+    return {}
+  chip, own = hardware.lookup(theirs.chip), target.slice.hardware
+  days = hours * target.chips / 24
+  return {
+    "what": theirs.what,
+    "chip": chip.name,
+    "chip_days": theirs.days,
+    "dollars": theirs.dollars,
+    "energy": estimate.energy(
+      24 * theirs.days, theirs.watts, options.pue, options.kg_co2_per_kwh
+    ),
+    # At the same share of both peaks.
+    "planned_chip_days": days * own.flops / chip.flops if chip.flops else None,
+  }
+
+
 def assumptions(options: Any, target: hardware.Target) -> list[str]:
   """What the figures of a plan rest on."""
-  chip = target.slice.hardware
+  chip, theirs = target.slice.hardware, options.published
+  if theirs.days:
+    published = [
+      f"{theirs.what}: {theirs.watts:g} W a chip, else as here; days of theirs "
+      "at the same share of peak"
+    ]
+  else:
+    published = []
   return [
     *estimate.ASSUMPTIONS,
     f"{options.price or chip.price} dollars an hour and chip",
     f"{options.watts or chip.watts} W a chip, {options.pue} W drawn for each, "
     f"{options.kg_co2_per_kwh} kg CO2 a kWh; hosts and networks not "
     "counted",
+    *published,
   ]
 
 

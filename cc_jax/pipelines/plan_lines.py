@@ -83,16 +83,26 @@ def of_step(found: Mapping[str, Any]) -> list[str]:
     f"{100 * one['share']:.1f} % {one['kind']}: {one['what'][:120]}"
     for one in found["slowest"][:5]
   ]
-  power = found["energy"]
-  dollars = found["dollars"]
+  chip_days = found["dollars_parts"]["chip_hours"] / 24
   made.append(
     f"{found['steps']:,} steps of {found['batch_size']:,}: "
-    f"{found['days']:.1f} days, "
-    + (f"{dollars:,.0f} dollars" if dollars else "price unknown")
-    + (
-      f", {power['kwh']:,.0f} kWh, {power['kg_co2']:,.0f} kg CO2"
-      if power
-      else ""
-    )
+    f"{found['days']:.1f} days, {chip_days:,.1f} of one chip, "
+    + _cost(found["energy"] | {"dollars": found["dollars"]})
   )
-  return made
+  if theirs := found["published"]:
+    ours = theirs["planned_chip_days"]
+    made.append(
+      f"{theirs['what']}: {theirs['chip_days']:,.1f} days of one "
+      f"{theirs['chip']}, {_cost(theirs['energy'] | theirs)}"
+      + (f"; this plan: {ours:,.1f} of these days" if ours else "")
+    )
+  return made + [f"assumed: {one}" for one in found["assumptions"]]
+
+
+def _cost(found: Mapping[str, Any]) -> str:
+  """Dollars, energy and CO2, as far as they are known."""
+  dollars = found["dollars"]
+  made = f"{dollars:,.0f} dollars" if dollars else "price unknown"
+  if "kwh" not in found:
+    return made
+  return f"{made}, {found['kwh']:,.0f} kWh, {found['kg_co2']:,.0f} kg CO2"

@@ -280,6 +280,7 @@ def times(
     "dollars": hours * target.chips * price if price else None,
     "dollars_parts": {"chip_hours": hours * target.chips, "an_hour": price},
     "energy": planned.power(config.plan, target, hours),
+    "published": planned.published(config.plan, target, hours),
     "assumptions": planned.assumptions(config.plan, target),
   }
 

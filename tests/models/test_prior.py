@@ -291,6 +291,28 @@ def test_dropout_is_where_torch_s_layers_have_it(hfailab, monkeypatch):
   assert np.abs(np.asarray(ours) - np.asarray(whole)).max() > 0.1
 
 
+def test_what_is_dropped_is_drawn_place_by_place():
+  """Bits are fair, and neighbours and other keys have nothing to do with it."""
+  keys = jax.random.split(jax.random.key(3))
+  one, other = (
+    np.asarray(prior.scattered(key, (64, 32, 50))) / 2**32 for key in keys
+  )
+  assert len(np.unique(one)) > 0.999 * one.size
+  count, error = np.histogram(one, 16, (0, 1))[0], one.size**-0.5
+  expected = one.size / 16
+  # 15 degrees of freedom: more than 44.3 once in 10,000.
+  assert np.sum((count - expected) ** 2 / expected) < 44.3
+  pairs = [(one[:-1], one[1:]), (one[:, :-1], one[:, 1:])]
+  pairs += [(one[..., :-1], one[..., 1:]), (one, other)]
+  for a, b in pairs:
+    found = np.corrcoef(a.ravel(), b.ravel())[0, 1]
+    assert abs(found) < 5 * error
+  bits = (
+    np.asarray(prior.scattered(keys[0], (20_000,)))[:, None]
+  ) >> np.arange(32)
+  assert np.all(np.abs(np.mean(bits & 1, axis=0) - 0.5) < 5 * 0.5 / 20_000**0.5)
+
+
 def test_dropout_drops_a_share_and_keeps_the_mean(random):
   x = jnp.ones((200, 300))
   found = prior.drop(x, jnp.float32(0.3), jax.random.key(0))

@@ -10,6 +10,7 @@ import sys
 
 import jax
 import pytest
+import test_repository
 import tiny
 import tiny_plan
 
@@ -77,6 +78,29 @@ def test_a_plan_is_consistent_with_itself(planned):
   compute = cycles / 1.05e9
   assert found["step_s_parts"]["compute"] == pytest.approx(compute)
   assert found["energy"]["kwh"] > 0
+
+
+def test_a_plan_says_what_it_took_others_and_what_it_assumes(planned):
+  found, printed = planned[1]["fits"], planned[2]
+  theirs, days = found["published"], found["dollars_parts"]["chip_hours"] / 24
+  # 400 W, of which a tenth more is drawn, at 0.37 kg a kWh.
+  assert theirs["energy"]["kwh"] == pytest.approx(105.6)
+  assert theirs["planned_chip_days"] == pytest.approx(days * 275 / 312)
+  assert (
+    "a paper: 10.0 days of one A100-40GB, 480 dollars, 106 kWh, 39 kg CO2; "
+    "this plan: "
+  ) in printed
+  assert all(f"assumed: {one}" in printed for one in found["assumptions"])
+  assert any("3.22 dollars" in one for one in found["assumptions"])
+
+
+def test_pixarts_stages_add_up_to_what_the_paper_says():
+  stages = test_repository.arguments(ROOT / "configs/pixart.py")
+  plans = [configs.load(f"configs/pixart.py:{stage}").plan for stage in stages]
+  assert len(plans) == 5
+  for field, total in (("days", 753), ("dollars", 28_400)):
+    found = sum(one.published[field] for one in plans)
+    assert found == pytest.approx(total)
 
 
 def test_the_gradients_of_all_weights_are_reduced_over_the_chips(planned):
