@@ -17,7 +17,7 @@ NOTEBOOKS = {
   "evaluate_a_checkpoint": (
     "largest difference",
     "guidance 8: recognised",
-    "planted, mirrored: 10 of 10 found",
+    "planted, mirrored: 100 of 100 found",
     "Ethem Alpaydin",
   ),
 }

@@ -2,19 +2,20 @@
 """All metrics of a set of images, each with its interval.
 
 Intervals are bootstraps over images, of 95 % unless told otherwise. For means
-(CLIP score, precision, recall, density, coverage) they are exact; for FID, KID,
-CMMD and the Inception Score they are of first order (`intervals.linear`). The
-images of the other side are taken as given: those of recall and coverage are
-the real ones, all others the generated ones.
+(CLIP and caption score, precision, recall, density, coverage) they are exact;
+for FID, KID, CMMD and the Inception Score they are of first order
+(`intervals.linear`). The images of the other side are taken as given: those of
+recall and coverage are the real ones, all others the generated ones.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 import numpy as np
 
 from cc_jax.metrics import (
+  caption_score,
   clip_score,
   frechet,
   inception_score,
@@ -129,6 +130,16 @@ def agreement(
 ) -> Number:
   """The CLIP score."""
   make = lambda: number(mean(clip_score.scores(images, captions), draws))
+  return attempt(make)
+
+
+def captioned(
+  log_p: Float[np.ndarray, "N T"],
+  mask: Bool[np.ndarray, "N T"],
+  draws: int = 1000,
+) -> Number:
+  """The caption score."""
+  make = lambda: number(mean(caption_score.scores(log_p, mask), draws))
   return attempt(make)
 
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cc_jax.core import config_json, sharding, spelling
-from cc_jax.models import layers
+from cc_jax.models import layers, pools
 
 EPS = 1e-3  # of the batch norms
 # TPUs would round float32 to bfloat16; others' numbers are not rounded.
@@ -193,19 +193,11 @@ BLOCKS = {
 }
 
 
-def halve(x: Float[Array, "B H W C"]) -> Float[Array, "B I J C"]:
-  """The maximum of 3 x 3 positions at every second one, none at the border."""
-  return nnx.max_pool(x, (3, 3), strides=(2, 2))
-
-
 POOLS = {
   "": lambda x: x,
-  "halve": halve,
-  # Of the positions within the image, fewer at its border.
-  "average": lambda x: nnx.avg_pool(
-    x, (3, 3), strides=(1, 1), padding="SAME", count_include_pad=False
-  ),
-  "maximum": lambda x: nnx.max_pool(x, (3, 3), strides=(1, 1), padding="SAME"),
+  "halve": pools.halve,
+  "average": pools.average,
+  "maximum": pools.maximum,
 }
 
 
@@ -350,7 +342,7 @@ class InceptionV3(nnx.Module):
     with jax.named_scope("inception"):
       for place, layer in enumerate(self.stem):
         x = layer(x)
-        x = halve(x) if place in POOLED else x
+        x = pools.halve(x) if place in POOLED else x
       for block in self.blocks:
         x = block(x)
       pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2))

@@ -6,17 +6,20 @@ For metrics/caption_score.py, by the captioners of pipelines/image_captioner.py.
 
 from collections.abc import Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Int
 import numpy as np
 
-from cc_jax.core import sharding, tree
-from cc_jax.data import squares
-from cc_jax.models import clip_vision, hub, kinds
-from cc_jax.pipelines import caption_recipe, embeddings, image_captioner
+from cc_jax.core import files, sharding, tree
+from cc_jax.data import squares, tokenize
+from cc_jax.models import clip_vision, hub, kinds, published
+from cc_jax.pipelines import caption_recipe, image_captioner, image_features
+
+LENGTH = 64
+"""Tokens of a prompt that are asked for; longer ones are cut."""
 
 
 def tokens(
@@ -42,7 +45,7 @@ def tokens(
 @functools.cache
 def _compiled(structure: tree.Structure, dtype: str) -> Any:
   @jax.jit
-  def run(params, pixels, prompt, ids):
+  def run(params, pixels, ids, prompt):
     model = tree.merge(structure, params)
     image = clip_vision.normalise(pixels.astype(jnp.float32) / 127.5 - 1)
     prompts = jnp.broadcast_to(prompt, (len(pixels), prompt.shape[1]))
@@ -57,40 +60,72 @@ def _compiled(structure: tree.Structure, dtype: str) -> Any:
   return run
 
 
-def log_probabilities(
-  loaded: hub.Loaded,
-  tokenizer: Any,
-  recipe: caption_recipe.Recipe,
-  pixels: UInt8[np.ndarray, "N H W 3"],
-  captions: Sequence[str],
-  *,
-  batch_size: int = 16,
-) -> tuple[Float[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]:
-  """Logarithms of the probability of each token of a caption, and a mask.
+class Captioner(NamedTuple):
+  """A captioner that is asked how likely it finds captions.
+
+  Attributes:
+    name: of its weights.
+    loaded: the weights.
+    tokenizer: of it.
+    recipe: its kind, prompt, resizing and type; `length` is that of captions.
+  """
+
+  name: str
+  loaded: hub.Loaded
+  tokenizer: Any
+  recipe: caption_recipe.Recipe
+
+
+def load(name: str, kind: str, dtype: str = "bfloat16") -> Captioner:
+  """A captioner with the prompt of its kind.
 
   Args:
-    loaded: the captioner.
-    tokenizer: of it.
-    recipe: its kind, prompt, resizing, type; T is its `length`.
-    pixels: N images.
-    captions: one each.
-    batch_size: images at once.
+    name: a row of models/published.py, or a folder with its tokenizer.
+    kind: "blip2" or "llava".
+    dtype: of weights and computation.
 
   Raises:
-    ValueError: not one caption for each image.
+    ValueError: there is none.
   """
-  if len(pixels) != len(captions):
-    raise ValueError(
-      f"{len(pixels)} images with {len(captions)} captions; expected one each"
-    )
-  size = loaded.config.vision.image_size
+  recipe = caption_recipe.Recipe(kind, length=LENGTH, dtype=dtype)
+  loaded = hub.load(name, kind, dtype=dtype)
+  entry = published.TABLE.get(name)
+  tokenizer = tokenize.load(entry.repository if entry else name)
+  return Captioner(name, loaded, tokenizer, recipe)
+
+
+def network(
+  captioner: Captioner, captions: Sequence[str]
+) -> tuple[image_features.Network, Bool[np.ndarray, "N T"]]:
+  """What finds `log_p` [N T] of images, the logarithm of each token's
+  probability, and where a token is one of the caption.
+
+  Args:
+    captioner: of `load`.
+    captions: one for each image that it will be given.
+  """
+  loaded, recipe = captioner.loaded, captioner.recipe
   structure, _ = kinds.structure(recipe.kind, loaded.config, recipe.dtype)
-  prompt = image_captioner.prompt_ids(loaded.config, tokenizer, recipe)
-  ids, mask = tokens(tokenizer, captions, recipe.length)
-  seen = np.stack([squares.square(one, size, recipe.way) for one in pixels])
-  run = _compiled(structure, recipe.dtype)
-  made = [
-    np.asarray(run(loaded.params, seen[rows], prompt, ids[rows]))[:count]
-    for rows, count in embeddings.batches(len(seen), batch_size)
-  ]
-  return np.concatenate(made), mask
+  prompt = image_captioner.prompt_ids(
+    loaded.config, captioner.tokenizer, recipe
+  )
+  ids, mask = tokens(captioner.tokenizer, captions, recipe.length)
+  compiled = _compiled(structure, recipe.dtype)
+  identity = {
+    "network": recipe.kind,
+    "weights": loaded.hash,
+    "recipe": recipe.decides(),
+    "captions": files.sha256(ids.tobytes() + mask.tobytes()),
+  }
+  made = image_features.Network(
+    captioner.name,
+    identity,
+    ("log_p",),
+    functools.partial(
+      squares.square, size=loaded.config.vision.image_size, way=recipe.way
+    ),
+    lambda params, batch: {"log_p": compiled(params, *batch, prompt)},
+    loaded.params,
+    beside=ids,
+  )
+  return made, mask

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 import ml_collections
 import numpy as np
 
@@ -219,6 +219,47 @@ def from_embeddings(
     made.append(np.asarray(found)[:count])
     progress(count)
   return np.concatenate(made)
+
+
+def numbered(
+  model: Model,
+  prompts: Sequence[str],
+  indices: Int[np.ndarray, "N"],
+  *,
+  seed: int,
+  batch_size: int,
+) -> Float[np.ndarray, "N H W 3"]:
+  """Images by their numbers, in [0, 1], whichever others are asked for.
+
+  Args:
+    model: from `make`.
+    prompts: N captions.
+    indices: the number of each image, none twice. Codes are drawn for whole
+      batches, so what is drawn follows from the seed, the number and the size
+      of batches.
+    seed: of the codes that are drawn.
+    batch_size: images at once.
+  """
+  captions = embeddings.texts(model.embedder, prompts)
+  condition = clip_gap.close(model.gap, captions)
+  run, key = compiled(model.design), jax.random.key(seed)
+  blocks, places = np.divmod(indices, batch_size)
+  made: list[Any] = [None] * len(indices)
+  for block in np.unique(blocks):
+    wanted = np.flatnonzero(blocks == block)
+    rows = np.repeat(condition[wanted[:1]], batch_size, axis=0)
+    rows[places[wanted]] = condition[wanted]
+    own = jax.random.fold_in(key, int(block))
+    drawn = [
+      np.asarray(run(model.params, rows, jax.random.fold_in(own, candidate)))
+      for candidate in range(model.candidates)
+    ]
+    for row in wanted:
+      made[row] = np.stack([images[places[row]] for images in drawn])
+  found = np.concatenate(made)
+  if model.candidates == 1:
+    return found
+  return rerank(model.embedder, captions, found)
 
 
 def rerank(

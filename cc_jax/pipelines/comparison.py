@@ -30,6 +30,7 @@ from cc_jax.data import (
 )
 from cc_jax.metrics import frechet, numbers
 from cc_jax.pipelines import (
+  caption_likelihood,
   evaluation_tables,
   image_features,
   image_makers,
@@ -45,14 +46,16 @@ class Eyes(NamedTuple):
   Attributes:
     inception: InceptionV3 by (resize, blur).
     clip: CLIPs by their name.
+    captioner: that is asked how likely a prompt is.
   """
 
   inception: dict[tuple[str, float], image_features.Network]
   clip: dict[str, image_features.Network]
+  captioner: caption_likelihood.Captioner | None = None
 
   @property
   def all(self) -> list[image_features.Network]:
-    """Each of them once."""
+    """Each once of those that look at images alone."""
     return [*self.inception.values(), *self.clip.values()]
 
 
@@ -74,7 +77,7 @@ def run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     benchmark_folders.check(options.layout, prompts, options.each)
   texts = [text for text in prompts.texts for _ in range(options.each)]
   # Everything that may be refused comes before the first image.
-  eyes = open_eyes(options)
+  eyes = open_eyes(config)
   real = reference(options, prompts)
   guidance = options.guidance or (config.sample.guidance,)
   if log.is_first():
@@ -200,13 +203,13 @@ def make(
   )
 
 
-def open_eyes(options: ml_collections.ConfigDict) -> Eyes:
+def open_eyes(config: ml_collections.ConfigDict) -> Eyes:
   """The networks that `config.evaluate` names.
 
   Raises:
     ValueError: weights that are not there.
   """
-  inception = {}
+  options, inception = config.evaluate, {}
   if options.inception:
     for mode in options.resize:
       for radius in options.blur:
@@ -217,7 +220,12 @@ def open_eyes(options: ml_collections.ConfigDict) -> Eyes:
   clips = {
     name: image_features.clip(name) for name in dict.fromkeys(names) if name
   }
-  return Eyes(inception, clips)
+  captioner = None
+  if options.caption_score:
+    captioner = caption_likelihood.load(
+      options.caption_score, options.captioner, config.caption.dtype
+    )
+  return Eyes(inception, clips, captioner)
 
 
 class Real(NamedTuple):
@@ -307,15 +315,19 @@ def measure(
   """All numbers of one folder of images."""
   options = config.evaluate
   chosen = generated.indices(folder, len(texts))
-  ours = image_features.cached(
-    options.cache,
-    eyes.all,
-    made_by(recipe, recipe["guidance"], chosen),
-    generated.reader(folder, chosen),
-    len(chosen),
-    batch_size=options.batch_size,
-    what=f"images of {folder}",
-  )
+
+  def see(networks):
+    return image_features.cached(
+      options.cache,
+      networks,
+      made_by(recipe, recipe["guidance"], chosen),
+      generated.reader(folder, chosen),
+      len(chosen),
+      batch_size=options.batch_size,
+      what=f"images of {folder}",
+    )
+
+  ours = see(eyes.all)
   found: dict[str, Any] = {
     "images": len(chosen),
     "not_finite": len(texts) - len(chosen),
@@ -359,4 +371,9 @@ def measure(
     captions = image_features.captions(eyes.clip[name], asked)
     label = f"clip_score_{os.path.basename(name.rstrip('/'))}"
     found[label] = numbers.agreement(image(ours, name), captions, draws)
+  if eyes.captioner:
+    network, mask = caption_likelihood.network(eyes.captioner, asked)
+    log_p = see([network])[network.name, "log_p"]
+    label = os.path.basename(network.name.rstrip("/"))
+    found[f"caption_score_{label}"] = numbers.captioned(log_p, mask, draws)
   return found

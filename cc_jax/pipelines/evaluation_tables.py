@@ -31,7 +31,10 @@ def table(found: Mapping[str, Any]) -> str:
     cells = []
     for one in rows.values():
       value = one.get(name)
-      if name == "memorisation":
+      if name == "memorisation" and value["copies"] is None:
+        cells.append("none")
+        reasons["count of copies"] = value["why"]
+      elif name == "memorisation":
         cells.append(f"{value['copies']:,} copies")
       elif isinstance(value, Mapping):
         cells.append(numbers.text(value))

@@ -41,6 +41,8 @@ class Network(NamedTuple):
     run: `run(params, images) -> features` by name, compiled.
     params: its weights.
     tokenizer: the name of that of its captions; "" for none.
+    beside: a row for each image, which `run` is then given too, as `(images,
+      rows)`; None for none.
   """
 
   name: str
@@ -50,6 +52,7 @@ class Network(NamedTuple):
   run: Callable[..., dict[str, jax.Array]]
   params: Any
   tokenizer: str = ""
+  beside: Num[np.ndarray, "N *dims"] | None = None
 
 
 def inception(
@@ -175,8 +178,15 @@ def extract(
     progress: called with the number of images done.
 
   Raises:
-    ValueError: a network is given images of two sizes; what `read` raises.
+    ValueError: a network is given images of two sizes, or not a row beside
+      each; what `read` raises.
   """
+  for one in networks:
+    if one.beside is not None and len(one.beside) != count:
+      raise ValueError(
+        f"{count:,} images with {len(one.beside):,} rows beside them for "
+        f"{one.name}; expected one each"
+      )
   mesh = sharding.make_mesh(devices=jax.local_devices())
   ways = sharding.batch_ways(mesh)
   batch_size = -(-batch_size // ways) * ways
@@ -227,6 +237,9 @@ def extract(
       found = {}
       for one, images in zip(networks, zip(*whole, strict=True), strict=True):
         batch = jax.device_put(np.stack(images), layout)
+        if one.beside is not None:
+          at = np.minimum(starts[turn] + np.arange(batch_size), count - 1)
+          batch = batch, jax.device_put(one.beside[at], layout)
         outputs = one.run(placed[one.name], batch)
         found |= {(one.name, name): outputs[name] for name in one.outputs}
       flying.append((len(rows), found))
@@ -283,8 +296,12 @@ def cached(
   with log.progress(len(mine), "evaluate", "images") as progress:
     made = {}
     if len(mine):
+      own = [
+        one._replace(beside=one.beside[mine]) if one.beside is not None else one
+        for one in absent
+      ]
       made = extract(
-        absent,
+        own,
         lambda place: read(int(mine[place])),
         len(mine),
         batch_size=batch_size,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes images of prompts: a checkpoint, an exported folder, a baseline.
 
-    ""                       the checkpoint that the config names
+    ""                       the checkpoint that the config names, or of
+                             CLIP-GEN the networks of config.model
     a work folder            the run that trained there, by its own config.json
     a folder of a pipeline   with model_index.json: our networks, our sampler
     diffusers:NAME           diffusers' own pipeline, of a folder or of the hub
@@ -21,7 +22,13 @@ import numpy as np
 
 from cc_jax.core import checkpoint, files
 from cc_jax.models import hub
-from cc_jax.pipelines import folders, preview, reference, text_to_image
+from cc_jax.pipelines import (
+  clip_to_image,
+  folders,
+  preview,
+  reference,
+  text_to_image,
+)
 
 DIFFUSERS = "diffusers:"
 
@@ -54,14 +61,14 @@ def open(config: ml_collections.ConfigDict, name: str = "") -> Maker:
   if name.startswith(DIFFUSERS):
     return baseline(config, name.removeprefix(DIFFUSERS))
   if not name:
-    return _ours(config, text_to_image.make(config), _checkpoint(config))
+    return _trained(config)
   place = files.path(name)
   if (place / "model_index.json").exists():
     model = folders.open(name, config.train.dtype, config.encode.tokens)
     return _ours(config, model, name)
   if (place / "config.json").exists():
     made = run_config(config, name)
-    return _ours(made, text_to_image.make(made), _checkpoint(made))
+    return _trained(made)
   raise ValueError(
     f"no model {name!r}: it has neither model_index.json (a pipeline) nor "
     f"config.json (a run of cc-jax train); for diffusers' own pipeline write "
@@ -88,6 +95,50 @@ def run_config(
     made.train.checkpoints = os.path.join(workdir, "checkpoints")
     made.train.dtype = config.train.dtype
   return made
+
+
+def _trained(config: ml_collections.ConfigDict) -> Maker:
+  if config.train.task == "prior":
+    return clip_gen(config)
+  return _ours(config, text_to_image.make(config), _checkpoint(config))
+
+
+def clip_gen(config: ml_collections.ConfigDict) -> Maker:
+  """CLIP-GEN, of a trained prior or of the one that `config.model` names.
+
+  Raises:
+    ValueError: no such networks, or images of another size than is asked for.
+  """
+  model, options = clip_to_image.make(config), config.sample
+  codes = round(model.configs["prior"].positions ** 0.5)
+  side = codes * model.configs["vqgan"].factor
+  if side != options.size:
+    raise ValueError(
+      f"sample.size={options.size}, and CLIP-GEN's images have {side} pixels a "
+      f"side; set sample.size={side}"
+    )
+
+  def make(prompts, indices, guidance):
+    design = model.design._replace(guidance=float(guidance))
+    return clip_to_image.numbered(
+      model._replace(design=design),
+      prompts,
+      np.asarray(indices),
+      seed=config.seed,
+      batch_size=options.batch_size,
+    )
+
+  drawn = ("temperature", "top_k", "top_p", "candidates", "batch_size", "gap")
+  gap = ("gap_records", "gap_nearest") if options.gap != "none" else ()
+  identity = {
+    "weights": hub.weights_hash(model.params),
+    "clip": hub.weights_hash(model.embedder.params),
+    "dtype": config.train.dtype,
+    **{name: options[name] for name in (*drawn, *gap)},
+  }
+  trained = checkpoint.latest_step(config.train.checkpoints) is not None
+  name = _checkpoint(config) if trained else str(config.model.prior)
+  return Maker(f"CLIP-GEN, {name}", identity, make)
 
 
 def _checkpoint(config: ml_collections.ConfigDict) -> str:

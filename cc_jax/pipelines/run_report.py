@@ -192,13 +192,14 @@ def memorised(found: Mapping[str, Any], folder: str) -> str:
     told = row.get("memorisation")
     if not told:
       continue
-    parts.append(
-      page.paragraph(
-        f"Guidance {one:g}: {told['copies']:,} of {told['copies_of']:,} images "
-        f"are copies of one of {told['training_images']:,} training images by "
-        "their hashes."
+    if told["copies"] is None:
+      text = f"copies were not counted, since {told['why']}."
+    else:
+      text = (
+        f"{told['copies']:,} of {told['copies_of']:,} images are copies of one "
+        f"of {told['training_images']:,} training images by their hashes."
       )
-    )
+    parts.append(page.paragraph(f"Guidance {one:g}: {text}"))
     inside = files.path(os.path.join(folder, f"guidance-{one:g}"))
     if (inside / memorisation.PICTURE).exists():
       parts.append(

@@ -79,6 +79,15 @@ def test_means_have_the_bootstrap_itself():
   )
 
 
+def test_a_caption_score_is_the_mean_over_images():
+  p = np.array([[0.5, 0.5, 1e-9], [0.25, 0.25, 0.25]])
+  mask = np.array([[True, True, False], [True, True, True]])
+  found = numbers.captioned(np.log(p), mask)
+  assert found["value"] == pytest.approx(0.375)
+  assert (found["low"], found["high"]) == pytest.approx((0.25, 0.5))
+  assert "has no tokens" in numbers.captioned(np.log(p), mask & False)["why"]
+
+
 def test_what_cannot_be_a_number_says_why():
   real = numbers.statistics(draw(0, 40))
   few = numbers.fid(real, draw(1, 6))

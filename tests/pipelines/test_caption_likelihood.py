@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Probabilities of captions, beside transformers' logits."""
 
+import dataclasses
+
 import numpy as np
 import parity
 from PIL import Image
@@ -9,18 +11,13 @@ import tiny_captioners
 import torch
 from transformers.models.blip import image_processing_pil_blip as blip
 
-from cc_jax.core import sharding
 from cc_jax.data import tokenize
 from cc_jax.metrics import caption_score
-from cc_jax.pipelines import (
-  caption_likelihood,
-  caption_recipe,
-  image_captioner,
-)
+from cc_jax.pipelines import caption_likelihood, image_features
 
 SQUARE = {"height": 28, "width": 28}
 CAPTIONS = ["a red hat", "two", "a hat"]
-RECIPE = caption_recipe.Recipe("blip2", dtype="float32", length=6)
+LENGTH = 6
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +32,26 @@ def pixels():
   return rng.integers(0, 256, (3, 40, 33, 3), np.uint8)
 
 
-def test_probabilities_are_those_of_transformers(folder):
-  mesh = sharding.make_mesh()
-  loaded, tokenizer = image_captioner.load(folder, "", RECIPE, mesh)
-  log_p, mask = caption_likelihood.log_probabilities(
-    loaded, tokenizer, RECIPE, pixels(), CAPTIONS, batch_size=2
-  )
+@pytest.fixture
+def captioner(folder):
+  found = caption_likelihood.load(folder, "blip2", "float32")
+  recipe = dataclasses.replace(found.recipe, length=LENGTH)
+  return found._replace(recipe=recipe)
+
+
+def test_probabilities_are_those_of_transformers(folder, captioner):
+  network, mask = caption_likelihood.network(captioner, CAPTIONS)
+  log_p = image_features.extract(
+    [network], lambda row: pixels()[row], 3, batch_size=2
+  )[folder, "log_p"]
   model = tiny_captioners.reference("blip2", folder)
-  config = loaded.config
+  config = captioner.loaded.config
   seen = blip.BlipImageProcessorPil(size=SQUARE)(
     [Image.fromarray(one) for one in pixels()], return_tensors="pt"
   )["pixel_values"]
   for row, caption in enumerate(CAPTIONS):
     ids = tokenize.load(folder)(f" {caption}", add_special_tokens=False)
-    ids = ids["input_ids"][: RECIPE.length]
+    ids = ids["input_ids"][:LENGTH]
     assert mask[row].sum() == len(ids) > 0
     prompt = [config.image_token] * config.queries + [config.text.bos]
     with torch.no_grad():
@@ -63,10 +66,9 @@ def test_probabilities_are_those_of_transformers(folder):
   assert ((found > 0) & (found < 1)).all()
 
 
-def test_there_is_one_caption_for_each_image(folder):
-  mesh = sharding.make_mesh()
-  loaded, tokenizer = image_captioner.load(folder, "", RECIPE, mesh)
-  with pytest.raises(ValueError, match="3 images with 1 captions"):
-    caption_likelihood.log_probabilities(
-      loaded, tokenizer, RECIPE, pixels(), ["one"]
+def test_there_is_one_caption_for_each_image(captioner):
+  network, _ = caption_likelihood.network(captioner, ["one"])
+  with pytest.raises(ValueError, match="3 images with 1 rows beside"):
+    image_features.extract(
+      [network], lambda row: pixels()[row], 3, batch_size=2
     )

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import tiny
+import tiny_captioners
 import tiny_eyes
 import toys
 
@@ -17,6 +18,7 @@ from cc_jax.core import files
 from cc_jax.data import generated
 from cc_jax.metrics import clip_score, frechet
 from cc_jax.pipelines import (
+  caption_likelihood,
   comparison,
   image_features,
   image_makers,
@@ -112,6 +114,43 @@ def test_numbers_are_those_of_the_images_in_the_folder(measured, eyes):
   expected = clip_score.clip_score(rows, captions)
   value = found["guidance_3"]["clip_score_clip"]["value"]
   assert value == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_captioner_says_how_likely_the_prompts_are(
+  shared, tmp_path, monkeypatch
+):
+  captioner = str(tmp_path / "blip2")
+  tiny_captioners.save("blip2", captioner, positions=80)
+  made = config(
+    shared,
+    tmp_path,
+    evaluate__caption_score=captioner,
+    caption__dtype="float32",
+    evaluate__each=2,
+  )
+  found = comparison.run(made)
+  row = found["guidance_3"]["caption_score_blip2"]
+  assert 0 < row["low"] < row["value"] < row["high"] < 1
+  # By another way: each image by itself, with the caption of its number.
+  folder = str(tmp_path / "evaluation" / "guidance-3")
+  prompts = comparison.prompt_sets.open(made.evaluate.prompts, "validation")
+  asked = caption_likelihood.load(captioner, "blip2", "float32")
+  scores = []
+  for number in range(16):
+    network, mask = caption_likelihood.network(
+      asked, [prompts.texts[number // 2]]
+    )
+    log_p = image_features.extract(
+      [network],
+      lambda _, number=number: generated.read(folder, number),
+      1,
+      batch_size=8,
+    )[captioner, "log_p"]
+    scores += [np.exp(log_p[mask].mean())]
+  assert row["value"] == pytest.approx(np.mean(scores), rel=1e-5)
+  assert np.std(scores) > 0
+  monkeypatch.setattr(image_features, "extract", None)
+  assert comparison.run(made) == found
 
 
 def test_a_second_run_makes_nothing_and_finds_the_same(measured, monkeypatch):
@@ -289,6 +328,7 @@ def test_a_damaged_cache_is_made_anew(measured, capsys):
     ({"evaluate__model": "nowhere"}, "no model 'nowhere'"),
     ({"evaluate__inception": "nowhere"}, "no inception 'nowhere'"),
     ({"evaluate__guidance": (2.0, 2.0)}, "names one twice"),
+    ({"evaluate__caption_score": "nowhere"}, "no blip2 'nowhere'"),
     ({"evaluate__count": 9}, "9 rows of .*, which has 8"),
     ({"evaluate__each": 0}, "evaluate.each=0"),
     ({"evaluate__real": "nowhere"}, "no prompts 'nowhere'"),

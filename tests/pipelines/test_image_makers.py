@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint, its export and diffusers make the same images of a prompt."""
 
+import itertools
+
 import numpy as np
 import pytest
 import theirs
 import tiny
+import tiny_clip_gen
 import toys
 
 from cc_jax.core import config as configs
+from cc_jax.core import files
 from cc_jax.pipelines import folders, image_makers, text_to_image
 
 PROMPTS = ["a photo of red", "a photo of green", "a hat"]
@@ -60,6 +64,40 @@ def test_the_export_makes_the_images_of_the_checkpoint(
   moved = ours.make(PROMPTS, [5, 0, 7], 3.0)
   assert np.abs(moved - images)[0].max() > 0.05
   np.testing.assert_array_equal(moved[1:], images[1:])
+
+
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_clip_gen_makes_images_by_their_numbers(
+  candidates, tmp_path_factory, tmp_path
+):
+  made = tiny_clip_gen.config(
+    *tiny_clip_gen.shared(tmp_path_factory),
+    tmp_path,
+    sample__candidates=candidates,
+    sample__batch_size=4,
+  )
+  tiny_clip_gen.write_checkpoint(made)
+  maker = image_makers.open(made)
+  assert maker.name.startswith("CLIP-GEN, step 1 of")
+  images = maker.make(["a photo of red"] * 4, [4, 0, 7, 1], 1.0)
+  assert images.shape == (4, 16, 16, 3)
+  # The same beside others, and another one under another number.
+  few = maker.make(["a photo of red"] * 2, [7, 0], 1.0)
+  np.testing.assert_array_equal(few, images[[2, 1]])
+  far = [np.abs(a - b).max() for a, b in itertools.combinations(images, 2)]
+  assert min(far) > 0.01
+  guided = maker.make(["a photo of red"] * 4, [4, 0, 7, 1], 4.0)
+  assert np.abs(guided - images).max() > 0.01
+  files.write_json(
+    tmp_path / "config.json", {"train": {"config": made.to_dict()}}
+  )
+  with made.unlocked():
+    made.train.task = "latent_diffusion"
+    again = image_makers.open(made, str(tmp_path))
+    assert again.identity == maker.identity
+    made.sample.size = 32
+  with pytest.raises(ValueError, match=r"have 16 pixels .* sample.size=16"):
+    image_makers.open(made, str(tmp_path))
 
 
 def test_what_is_no_pipeline_is_refused(shared, tmp_path):

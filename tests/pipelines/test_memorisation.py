@@ -26,7 +26,11 @@ import toys
 
 from cc_jax.core import files
 from cc_jax.data import duplicates, generated
-from cc_jax.pipelines import image_features, memorisation
+from cc_jax.pipelines import (
+  evaluation_tables,
+  image_features,
+  memorisation,
+)
 
 SIDE = 256
 
@@ -170,6 +174,28 @@ def test_copies_are_listed_with_author_licence_and_page(
   with Image.open(trained / "images" / memorisation.PICTURE) as picture:
     assert picture.width > 600
   assert memorisation.look(config, training, *arguments) == found
+
+
+def test_copies_among_tiny_images_are_not_counted(trained, tmp_path):
+  config = toys.tiny.config(
+    str(trained), tmp_path, evaluate__training=f"{trained}/catalogue"
+  )
+  training = memorisation.open_training(config, None)
+  folder = str(tmp_path / "images")
+  for index in range(2):
+    small = Image.fromarray(scene(index)).resize((8, 8))
+    generated.write(folder, index, np.float32(small) / 255)
+  found = memorisation.look(
+    config, training, None, folder, [0, 1], ["", ""], {"made": "small"}
+  )
+  assert found["copies"] is None
+  assert "images of 8 pixels a side are too small" in found["why"]
+  told = {"model": "m", "prompts": {"of": 2, "name": "p"}}
+  text = evaluation_tables.table(
+    {**told, "guidance_1": {"memorisation": found}}
+  )
+  assert "| memorisation | none |" in text
+  assert "No count of copies: images of 8 pixels" in text
 
 
 def test_training_images_of_unknown_authors_are_refused(tmp_path_factory):
