@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from cc_jax.core import config_json, spelling
-from cc_jax.models import column_mask, layers, patches
+from cc_jax.models import layers, patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +125,9 @@ class Block(nnx.Module):
     shift1, scale1, gate1, shift2, scale2, gate2 = six
     with jax.named_scope("attn1"):
       h = patches.modulate(self.norm1(x), shift1, scale1)
-      h = column_mask.attend(self.attn1, h, h, token_mask)
-      x = x + (gate1 * h).astype(x.dtype)
+      x = x + (gate1 * self.attn1(h, mask=token_mask)).astype(x.dtype)
     with jax.named_scope("attn2"):
-      x = x + column_mask.attend(self.attn2, x, context, mask)
+      x = x + self.attn2(x, context, mask)
     with jax.named_scope("mlp"):
       h = patches.modulate(self.norm2(x), shift2, scale2)
       return x + (gate2 * self.mlp(h)).astype(x.dtype)

@@ -90,7 +90,7 @@ def drop(
   x: Float[Array, "..."], share: Float[Array, ""], key: Key[Array, ""]
 ) -> Float[Array, "..."]:
   """A share of the numbers becomes 0, and the rest larger by as much."""
-  kept = scattered(key, x.shape) >= (share * 2**32).astype(jnp.uint32)
+  kept = scattered(key, x.shape) >= (share * 2.0**32).astype(jnp.uint32)
   return jnp.where(kept, x / (1 - share).astype(x.dtype), 0)
 
 
