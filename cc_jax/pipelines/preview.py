@@ -30,10 +30,11 @@ def make(config: ml_collections.ConfigDict) -> Preview:
   if task in AUTOENCODERS:
     return _reconstructions(config, *AUTOENCODERS[task])
   if task == "prior":
-    return _drawn(config)
+    size = config.sample.batch_size
+    return _samples(config, clip_to_image, {"batch_size": size})
   if task == "contrastive":
     raise ValueError("a CLIP makes no pictures; set train.preview_every=0")
-  return _samples(config)
+  return _samples(config, text_to_image, arguments(config))
 
 
 def arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -53,49 +54,29 @@ def to_bytes(images_: Any) -> UInt8[np.ndarray, "N H W 3"]:
   return np.round(np.asarray(images_) * 255).astype(np.uint8)
 
 
-def _samples(config: ml_collections.ConfigDict) -> Preview:
-  """A grid of samples, one row a prompt, always from the same noise."""
+def _samples(
+  config: ml_collections.ConfigDict, pipeline: Any, options: dict[str, Any]
+) -> Preview:
+  """A grid of samples, one row a prompt, always from the same noise.
+
+  Args:
+    config: of the run.
+    pipeline: the module that has `check`, `make` and `generate`.
+    options: of `generate`.
+  """
   # Now, and not at the first preview, which may be days away.
-  text_to_image.check(config)
-  options = config.sample
-  prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
-  made: list[text_to_image.Model] = []
+  pipeline.check(config)
+  each = config.sample.each
+  prompts = [prompt for prompt in config.sample.prompts for _ in range(each)]
+  made: list[Any] = []
 
   def preview(params, batch):
     del batch
     if not made:
-      made.append(text_to_image.make(config, params))
-    model = made[0]
-    found = text_to_image.generate(
-      model._replace(params={**model.params, **params}),
-      prompts,
-      seed=config.seed,
-      **arguments(config),
-    )
-    return grids.grid(to_bytes(found), options.each, labels=prompts)
-
-  return preview
-
-
-def _drawn(config: ml_collections.ConfigDict) -> Preview:
-  """A grid of images for prompts, one row a prompt, of a prior."""
-  clip_to_image.check(config)
-  options = config.sample
-  prompts = [prompt for prompt in options.prompts for _ in range(options.each)]
-  made: list[clip_to_image.Model] = []
-
-  def preview(params, batch):
-    del batch
-    if not made:
-      made.append(clip_to_image.make(config, params))
-    model = made[0]
-    found = clip_to_image.generate(
-      model._replace(params={**model.params, **params}),
-      prompts,
-      seed=config.seed,
-      batch_size=options.batch_size,
-    )
-    return grids.grid(to_bytes(found), options.each, labels=prompts)
+      made.append(pipeline.make(config, params))
+    model = made[0]._replace(params={**made[0].params, **params})
+    found = pipeline.generate(model, prompts, seed=config.seed, **options)
+    return grids.grid(to_bytes(found), each, labels=prompts)
 
   return preview
 
