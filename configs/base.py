@@ -71,11 +71,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.subset.by = ""  # Or "licence": each with its share.
   config.subset.split = "train"  # The other splits are kept whole.
   config.subset.folder = "{workdir}/subset"
-  config.subset.folders = (  # Aligned ones; each is one in subset.folder.
-    "{workdir}/catalogue",
-    "{workdir}/captions",
-    "{workdir}/latents",
-  )
+  # Aligned ones; each is one in subset.folder.
+  config.subset.folders = config.remove.folders
   config.subset.records_per_shard = 4096
 
   config.caption = ConfigDict()
@@ -209,8 +206,13 @@ def get_config(arg: str = "") -> ConfigDict:
   config.ablate = False  # Each step of the next, from the first on: how fast.
   # "NAME: field=value field=value": what is set, one after the other.
   config.ablation = (
-    "float32: train.dtype=float32",
+    "naive: train.dtype=float32 train.attention=einsum train.recompute=false "
+    "train.spread=false train.moments=float32",
     "bfloat16: train.dtype=bfloat16",
+    "kernels for attention: train.attention=auto",
+    "norms recomputed: train.recompute=true",
+    "moments and average spread: train.spread=true",
+    "first moment bfloat16: train.moments=bfloat16",
   )
   config.plan = ConfigDict()
   config.plan.of = "train"  # Or "caption".
