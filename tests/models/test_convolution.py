@@ -46,11 +46,11 @@ def test_layers_do_so_on_tpus_only(monkeypatch):
   layer = layers.conv(128, 128, dtype=jnp.bfloat16, rngs=layers.keys(0))
   x = normal(2, 4, 4, 128, dtype=jnp.bfloat16)
   slope = lambda x: jax.grad(lambda layer: layer(x).sum())(layer)
-  products = lambda: str(jax.make_jaxpr(slope)(x)).count("dot_general")
-  assert products() == 0
+  products = lambda: "dot_general" in str(jax.make_jaxpr(slope)(x))
+  assert not products()
   expected = jax.tree.leaves(slope(x))
   monkeypatch.setattr(sharding, "platform", lambda: "tpu")
-  assert products() == 9
+  assert products()
   for a, b in zip(jax.tree.leaves(slope(x)), expected, strict=True):
     # Both are rounded to bfloat16 once.
     np.testing.assert_allclose(a, b, rtol=2**-7, atol=2**-7)
