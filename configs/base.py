@@ -71,11 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.subset.by = ""  # Or "licence": each with its share.
   config.subset.split = "train"  # The other splits are kept whole.
   config.subset.folder = "{workdir}/subset"
-  config.subset.folders = (  # Aligned ones; each is one in subset.folder.
-    "{workdir}/catalogue",
-    "{workdir}/captions",
-    "{workdir}/latents",
-  )
+  config.subset.folders = config.remove.folders  # Each is one in .folder.
   config.subset.records_per_shard = 4096
 
   config.caption = ConfigDict()
@@ -209,8 +205,13 @@ def get_config(arg: str = "") -> ConfigDict:
   config.ablate = False  # Each step of the next, from the first on: how fast.
   # "NAME: field=value field=value": what is set, one after the other.
   config.ablation = (
-    "float32: train.dtype=float32",
+    "naive: train.dtype=float32 train.attention=einsum train.recompute=false "
+    "train.spread=false train.moments=float32",
     "bfloat16: train.dtype=bfloat16",
+    "kernels for attention: train.attention=auto",
+    "norms recomputed: train.recompute=true",
+    "moments and average spread: train.spread=true",
+    "first moment bfloat16: train.moments=bfloat16",
   )
   config.plan = ConfigDict()
   config.plan.of = "train"  # Or "caption".
@@ -298,15 +299,13 @@ def get_config(arg: str = "") -> ConfigDict:
   # a file, a folder: data/prompt_sets.py.
   config.evaluate.prompts = ""
   config.evaluate.count = 0  # The first so many of them; 0 for all.
-  # "": train.checkpoints; or the work folder of a run, an exported folder,
-  # "diffusers:NAME" for a baseline.
+  # "": train.checkpoints. A run's work folder, an export, "diffusers:NAME".
   config.evaluate.model = ""
   config.evaluate.guidance = ()  # (1.0, 2.0): a sweep; (): sample.guidance.
   config.evaluate.folder = "{workdir}/evaluation"  # Images, table and curve.
   config.evaluate.layout = ""  # geneval, hpsv2, dpg, compbench: a copy for it.
   config.evaluate.each = 1  # Images a prompt, for these.
-  # Real images: a set as prompts is, or an .npz with mu and sigma; "" for those
-  # of the prompts' set, if it has any.
+  # Real images, named as prompts are; an .npz of mu and sigma; "": the prompts'.
   config.evaluate.real = ""
   config.evaluate.cache = "{workdir}/features"  # Of real and generated images.
   # Networks by name, "" or () for none.
@@ -382,8 +381,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.bench.caption.decoding = "greedy"  # Or "beam", "nucleus".
   config.bench.caption.beams = 5
   config.bench.caption.dtype = "float32"
-  config.bench.prior = ConfigDict()  # CLIP-GEN's, random weights.
-  config.bench.prior.batch_size = 0  # 0 leaves it out.
+  config.bench.prior = ConfigDict(dict(batch_size=0))  # CLIP-GEN's; 0: none.
   config.bench.prior.update(vocabulary=1024, positions=256)
   config.bench.prior.update(width=256, depth=6, heads=4)
   config.bench.result = "{workdir}/bench.json"

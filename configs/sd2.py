@@ -49,6 +49,12 @@ def get_config(arg: str = "256") -> ConfigDict:
   config.encode.size = config.sample.size = size
   config.train.steps = STEPS[size]
   config.train.mesh.fsdp = 4
+  first, *rest = config.ablation
+  config.ablation = (
+    f"{first} train.mesh.fsdp=1",
+    *rest,
+    "weights split over four: train.mesh.fsdp=4",
+  )
   if arg.startswith("paper"):
     config.train.clip = 0.0
     config.train.decay = "all"

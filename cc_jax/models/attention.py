@@ -41,6 +41,11 @@ def using(choice: str) -> Iterator[None]:
     _choice.reset(token)
 
 
+def choice() -> str:
+  """How attention is computed here, see `CHOICES`."""
+  return _choice.get()
+
+
 def attention(
   q: Float[Array, "B T N K"],
   k: Float[Array, "B S N K"],
@@ -83,7 +88,7 @@ def attention(
 
 def _kernel(q, k):
   """The kernel for such arrays, None where XLA's own way is the best."""
-  if _choice.get() != "auto" or sharding.platform() != "tpu":
+  if choice() != "auto" or sharding.platform() != "tpu":
     return None
   B, T, N, K = q.shape
   S = k.shape[1]

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Num
 import numpy as np
 
 from cc_jax.core import sharding
-from cc_jax.models import attention, norms, recompute
+from cc_jax.models import attention, convolution, norms, recompute
 
 Dtype = Any
 
@@ -139,6 +139,7 @@ def conv(
     padding=((half, half), (half, half)) if padding is None else padding,
     use_bias=bias,
     kernel_init=init,
+    conv_general_dilated=convolution.convolve,
     dtype=dtype,
     rngs=rngs,
   )

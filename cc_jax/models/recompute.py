@@ -23,6 +23,11 @@ def recomputing(whether: bool) -> Iterator[None]:
     _recompute.reset(token)
 
 
+def recomputes() -> bool:
+  """Whether `recomputed` does so here."""
+  return _recompute.get()
+
+
 def recomputed(f: Callable) -> Callable:
   """`f(x, *args)`, of which the backward pass of a 16-bit x keeps the inputs.
 
@@ -48,7 +53,7 @@ def recomputed(f: Callable) -> Callable:
   again.defvjp(forward, backward)
 
   def run(x, *args):
-    short = x.dtype.itemsize < 4 and _recompute.get()
+    short = x.dtype.itemsize < 4 and recomputes()
     return (again if short else f)(x, *args)
 
   return run

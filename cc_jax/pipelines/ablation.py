@@ -12,6 +12,7 @@ from xml.sax import saxutils
 import ml_collections
 
 from cc_jax.core import config as configs
+from cc_jax.core import files
 
 
 class Change(NamedTuple):
@@ -78,6 +79,12 @@ def run(
     )
     before = rate or before
   return rows
+
+
+def write(result: str, rows: Sequence[Mapping[str, Any]]) -> None:
+  """The picture, as ablation.svg beside the file of results."""
+  folder = result.rpartition("/")[0] or "."
+  files.write_atomic(f"{folder}/ablation.svg", picture(rows))
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -23,6 +23,7 @@ from cc_jax.core import (
 )
 from cc_jax.data import loader, loader_speed
 from cc_jax.pipelines import (
+  ablation,
   caption_speed,
   network_speed,
   prior_bench,
@@ -48,7 +49,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   if options.loader_seconds:
     found |= measure_loader(options.loader_seconds, options.loader_rate)
   if options.steps:
-    found |= measure_step(config)
+    found |= ablate(config) if config.ablate else measure_step(config)
   if options.networks:
     found |= network_speed.measure(config)
   if options.caption.captioner:
@@ -58,7 +59,11 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   versions.record(workdir, "bench", config)
   if log.is_first():
     files.write_json(options.result, found)
+  for line in ablation.lines(found.get("ablation", ())):
+    log.announce("bench", line)
   for name, value in found.items():
+    if name == "ablation":
+      continue
     if isinstance(value, float):
       value = f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
     lines = value if isinstance(value, list) else [value]
@@ -193,6 +198,23 @@ def measure_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
       / (saving + options.checkpoint_every * seconds["step_seconds"]),
     },
   )
+
+
+def ablate(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The train step with each change of `config.ablation`, one on the other.
+
+  A table of them, and ablation.svg beside the result.
+  """
+
+  def measure(tried: ml_collections.ConfigDict) -> dict[str, Any]:
+    found = measure_step(tried)
+    rate = found["images_per_second"] / jax.device_count()
+    return {**found, "images_per_s_per_chip": rate}
+
+  rows = ablation.run(config, measure)
+  if log.is_first():
+    ablation.write(config.bench.result, rows)
+  return {"ablation": rows}
 
 
 def torch_step(

@@ -75,8 +75,7 @@ def ablate(
     return plan(tried, target, mesh)
 
   rows = ablation.run(config, measure)
-  folder = config.plan.result.rpartition("/")[0] or "."
-  files.write_atomic(f"{folder}/ablation.svg", ablation.picture(rows))
+  ablation.write(config.plan.result, rows)
   return {"config": config.name, "slice": target.name, "ablation": rows}
 
 

@@ -22,7 +22,7 @@ from cc_jax.core import sharding, tree
 from cc_jax.data import latents
 from cc_jax.diffusion import schedule as schedules
 from cc_jax.diffusion import variational
-from cc_jax.models import attention, families, kinds, layers, recompute
+from cc_jax.models import families, kinds, layers
 from cc_jax.tasks import conditioning, padded, starting, task
 
 
@@ -36,7 +36,6 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   schedule = schedules.Schedule(**names.schedule)
   schedules.check_prediction(schedule, names.prediction)
   check(options)
-  attention.check(train.attention)
   family = families.find(names)
   families.check_zeros(family, names.zero_empty)
   row = families.FAMILIES[family]
@@ -116,11 +115,7 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
     predict = lambda xt: families.output(
       family, networks, xt, t, conditions, places
     )
-    with (
-      attention.using(train.attention),
-      recompute.recomputing(train.recompute),
-    ):
-      found = errors(predict, schedule, names.prediction, x0, eps, t, mask)
+    found = errors(predict, schedule, names.prediction, x0, eps, t, mask)
     weight = schedules.loss_weight(
       schedule, t, names.prediction, options.min_snr_gamma or None
     )

@@ -13,7 +13,7 @@ import ml_collections
 import optax
 
 from cc_jax.core import optim, programs, sharding
-from cc_jax.models import layers
+from cc_jax.models import attention, layers, recompute
 from cc_jax.tasks import task as tasks
 
 # Types of the mean of the gradients. That of their squares is float32.
@@ -54,6 +54,7 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
     ValueError: a learning rate, schedule, decay or type that cannot be.
   """
   options = config.train
+  attention.check(options.attention)
   if options.moments not in MOMENTS:
     raise ValueError(
       f"unknown train.moments {options.moments!r}; expected one of "
@@ -84,7 +85,11 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
   def update(state, loss, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     gradient = optim.value_and_grad(loss, options.accumulate)
-    (value, metrics), grads = gradient(state.params, batch, key)
+    with (
+      attention.using(options.attention),
+      recompute.recomputing(options.recompute),
+    ):
+      (value, metrics), grads = gradient(state.params, batch, key)
     with jax.named_scope("optimizer"):
       params = state.params
       if options.spread:

@@ -11,7 +11,7 @@ import tiny
 from cc_jax.core import config as configs
 from cc_jax.core import sharding, tree
 from cc_jax.models import hub
-from cc_jax.pipelines import reference_training
+from cc_jax.pipelines import ablation, reference_training
 from cc_jax.stages import bench
 from cc_jax.tasks import denoiser
 from cc_jax.tasks import step as steps
@@ -46,6 +46,44 @@ def test_a_step_is_measured_beside_torch(tmp_path):
   assert found["share_of_matmul"] == pytest.approx(share)
   for name in ("input_stall", "saving_stall"):
     assert 0 <= found[name] < 1
+
+
+def test_an_ablation_measures_each_step_on_top_of_those_before(
+  tmp_path, capsys
+):
+  made = small(tmp_path, ablate=True)
+  # What a run on a CPU can tell apart.
+  with made.unlocked():
+    made.ablation = tuple(
+      made.ablation[index] for index in (0, 1, len(made.ablation) - 1)
+    )
+  found = bench.main(made, str(tmp_path))["ablation"]
+  rates = [row["images_per_s_per_chip"] for row in found]
+  assert [row["name"] for row in found[:2]] == ["naive", "bfloat16"]
+  for row, rate in zip(found, rates, strict=True):
+    per_step = row["figures"]["step_seconds"] * jax.device_count()
+    assert rate == pytest.approx(8 / per_step)
+    assert row["speedup"] == rate / rates[0]
+  # The last halves the first moment, on top of the type of the one before.
+  gib = [row["figures"]["gib_per_device"] for row in found]
+  assert gib[1] > gib[2]
+  assert "| bfloat16 |" in capsys.readouterr().out
+  assert "1.00x" in (tmp_path / "ablation.svg").read_text()
+
+
+@pytest.mark.parametrize("name", ["base", "sd2"])
+def test_the_steps_of_an_ablation_end_where_a_config_begins(name):
+  """All that makes a step slow in the first is set back by those after it."""
+  made = configs.load(f"configs/{name}.py")
+  first, *rest = ablation.changes(made.ablation)
+  undone = dict(pair for change in rest for pair in change.fields)
+  assert set(undone) == {field for field, _ in first.fields}
+  tried = []
+  ablation.run(made, lambda config: tried.append(config.train.to_dict()) or {})
+  own = made.train.to_dict()
+  assert {k: v for k, v in tried[-1].items() if own[k] != v} == {
+    "moments": "bfloat16"
+  }
 
 
 @pytest.mark.parametrize("decay", ["matrices", "all"])

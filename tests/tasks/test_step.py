@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from cc_jax.core import sharding
+from cc_jax.models import attention, recompute
 from cc_jax.tasks import step as steps
 from cc_jax.tasks import task as tasks
 
@@ -93,6 +94,21 @@ def test_norms_are_of_the_gradient_before_and_the_weights_after():
   gradient = 2 / B * x.T @ (x @ kernel(before) - y)
   assert metrics["grad_norm"] == pytest.approx(np.linalg.norm(gradient))
   assert metrics["param_norm"] == pytest.approx(np.linalg.norm(kernel(after)))
+
+
+def test_a_step_is_traced_with_the_attention_and_norms_of_the_config():
+  seen = []
+
+  def loss(params, batch, key):
+    seen.append((attention.choice(), recompute.recomputes()))
+    return line().loss(params, batch, key)
+
+  task = line()._replace(loss=jax.tree_util.Partial(loss))
+  run(1, task)
+  run(1, task, attention="einsum", recompute=False)
+  assert seen == [("auto", True), ("einsum", False)]
+  with pytest.raises(ValueError, match="unknown attention 'flash'"):
+    run(1, task, attention="flash")
 
 
 def test_the_learning_rate_is_the_schedules():

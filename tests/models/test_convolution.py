@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+
+from cc_jax.core import sharding
+from cc_jax.models import convolution, layers, tiled_convolution
+
+
+def normal(*shape, dtype=jnp.float32, seed=0):
+  x = np.random.default_rng(seed).normal(size=shape)
+  return jnp.asarray(x, dtype)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (3, 1, 5), (2, 8, 3)])
+def test_gradients_are_those_of_the_convolution(shape):
+  x, kernel = normal(*shape, 6), normal(3, 3, 6, 5, seed=1)
+  found, ours = jax.vjp(convolution.small, x, kernel)
+  expected, theirs = jax.vjp(tiled_convolution.plain, x, kernel)
+  parity.check(found, expected, parity.LAYER)
+  cotangent = normal(*shape, 5, seed=2)
+  for a, b in zip(ours(cotangent), theirs(cotangent), strict=True):
+    assert a.dtype == b.dtype
+    parity.check(a, b, parity.LAYER)
+
+
+def test_only_small_maps_of_16_bits_are_treated_so():
+  shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.bfloat16)
+  x, kernel = shape(2, 8, 8, 256), shape(3, 3, 256, 128)
+  assert convolution.suits(x, kernel)
+  assert not convolution.suits(shape(2, 8, 9, 256), kernel)
+  assert not convolution.suits(x, shape(3, 3, 256, 4))
+  assert not convolution.suits(x.update(dtype=jnp.float32), kernel)
+
+
+def test_only_convolutions_to_the_same_size_are():
+  kernel, same, ones = np.zeros((3, 3, 2, 2)), ((1, 1), (1, 1)), (1, 1)
+  assert convolution.same(kernel, ones, same)
+  assert not convolution.same(np.zeros((1, 1, 2, 2)), ones, same)
+  assert not convolution.same(kernel, (2, 2), same)
+  assert not convolution.same(kernel, ones, ((0, 1), (0, 1)))
+
+
+def test_layers_do_so_on_tpus_only(monkeypatch):
+  layer = layers.conv(128, 128, dtype=jnp.bfloat16, rngs=layers.keys(0))
+  x = normal(2, 4, 4, 128, dtype=jnp.bfloat16)
+  slope = lambda x: jax.grad(lambda layer: layer(x).sum())(layer)
+
+  def products():
+    # A function of its own, since JAX keeps what it has traced of one.
+    return "dot_general" in str(jax.make_jaxpr(lambda x: slope(x))(x))
+
+  assert not products()
+  expected = jax.tree.leaves(slope(x))
+  monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+  assert products()
+  for a, b in zip(jax.tree.leaves(slope(x)), expected, strict=True):
+    # Both are rounded to bfloat16 once.
+    np.testing.assert_allclose(a, b, rtol=2**-7, atol=2**-7)
