@@ -305,7 +305,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.evaluate.folder = "{workdir}/evaluation"  # Images, table and curve.
   config.evaluate.layout = ""  # geneval, hpsv2, dpg, compbench: a copy for it.
   config.evaluate.each = 1  # Images a prompt, for these.
-  # Real images, named as prompts are; an .npz of mu and sigma; "": the prompts'.
+  # Real images, named as prompts are; an .npz of mu, sigma; "": the prompts'.
   config.evaluate.real = ""
   config.evaluate.cache = "{workdir}/features"  # Of real and generated images.
   # Networks by name, "" or () for none.
