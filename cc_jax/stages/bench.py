@@ -59,16 +59,15 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   versions.record(workdir, "bench", config)
   if log.is_first():
     files.write_json(options.result, found)
-  for line in ablation.lines(found.get("ablation", ())):
-    log.announce("bench", line)
   for name, value in found.items():
-    if name == "ablation":
-      continue
     if isinstance(value, float):
       value = f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
-    lines = value if isinstance(value, list) else [value]
-    for line in lines:
-      log.announce("bench", f"{name} = {line}")
+    lines = [
+      f"{name} = {one}"
+      for one in (value if isinstance(value, list) else [value])
+    ]
+    for line in ablation.lines(value) if name == "ablation" else lines:
+      log.announce("bench", line)
   log.announce("bench", f"{len(found)} figures -> {options.result}")
   return found
 
