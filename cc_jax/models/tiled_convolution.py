@@ -49,8 +49,9 @@ OUTPUT = np.array(
   ]
 )
 # From so many channels on both sides, and so many pixels, more is saved by the
-# products than is lost by the sums.
-CHANNELS, PIXELS = 128, 1024
+# products than is lost by the sums. SD's encoder takes 0.62 s at 256 pixels; 0.69
+# from 128 channels on, and 0.71 without tiles.
+CHANNELS, PIXELS = 192, 1024
 
 
 def suits(x: Any, kernel: Any) -> bool:

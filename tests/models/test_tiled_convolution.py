@@ -9,7 +9,7 @@ from cc_jax.core import flops
 from cc_jax.models import convolution, layers
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
-KERNEL = (3, 3, 128, 136)
+KERNEL = (3, 3, 192, 200)
 
 
 def arrays(shape, kernel=KERNEL, dtype=jnp.float32):
@@ -59,11 +59,11 @@ def operations(program):
 @pytest.mark.parametrize(
   ("shape", "kernel", "dtype"),
   [
-    ((1, 32, 34, 128), KERNEL, "float32"),
-    ((3, 16, 16, 128), KERNEL, "float32"),
-    ((1, 32, 32, 8), (3, 3, 8, 128), "float32"),
-    ((1, 32, 32, 128), (3, 3, 128, 8), "float32"),
-    ((1, 32, 32, 128), KERNEL, "bfloat16"),
+    ((1, 32, 34, 192), KERNEL, "float32"),
+    ((3, 16, 16, 192), KERNEL, "float32"),
+    ((1, 32, 32, 8), (3, 3, 8, 192), "float32"),
+    ((1, 32, 32, 192), (3, 3, 192, 8), "float32"),
+    ((1, 32, 32, 192), KERNEL, "bfloat16"),
   ],
 )
 def test_the_rest_is_left_to_xla(shape, kernel, dtype):
@@ -72,7 +72,7 @@ def test_the_rest_is_left_to_xla(shape, kernel, dtype):
 
 
 def test_accelerators_are_given_convolutions():
-  traced = jax.jit(gradients(ours)).trace(*arrays((1, 32, 32, 128)))
+  traced = jax.jit(gradients(ours)).trace(*arrays((1, 32, 32, 192)))
   program = traced.lower(lowering_platforms=("tpu",)).as_text()
   assert operations(program) == (3, 0)
   program = traced.lower(lowering_platforms=("cpu",)).as_text()
@@ -82,7 +82,7 @@ def test_accelerators_are_given_convolutions():
 
 def test_operations_are_counted_as_of_the_plain_sum():
   """So that figures of different devices can be compared."""
-  args = arrays((1, 32, 32, 128))
+  args = arrays((1, 32, 32, 192))
   once = 2 * 32 * 32 * 9 * KERNEL[2] * KERNEL[3]
   for f in (ours, theirs):
     assert flops.count(f, *args) == once
@@ -90,10 +90,10 @@ def test_operations_are_counted_as_of_the_plain_sum():
 
 
 def test_layers_compute_so():
-  x, _ = arrays((1, 32, 32, 128))
+  x, _ = arrays((1, 32, 32, 192))
   for stride, found in ((1, 6), (2, 1)):
     made = layers.conv(
-      128, 136, stride=stride, dtype=jnp.float32, rngs=layers.keys(0)
+      192, 200, stride=stride, dtype=jnp.float32, rngs=layers.keys(0)
     )
     program = jax.jit(lambda x, made=made: made(x)).lower(x).as_text()
     assert operations(program) == (found, 0)
