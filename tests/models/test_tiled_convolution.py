@@ -38,10 +38,17 @@ def gradients(f):
 
 
 @pytest.mark.parametrize(
-  "shape", [(1, 32, 32), (2, 15, 36), (3, 1, 400), (65, 4, 4)]
+  ("shape", "kernel"),
+  [
+    ((1, 32, 32), KERNEL),
+    ((2, 15, 36), KERNEL),
+    ((3, 1, 400), KERNEL),
+    ((65, 4, 4), KERNEL),
+    ((1, 32, 32), (3, 3, 128, 136)),
+  ],
 )
-def test_values_and_gradients_are_those_of_xla(shape):
-  x, kernel = arrays((*shape, KERNEL[2]))
+def test_values_and_gradients_are_those_of_xla(shape, kernel):
+  x, kernel = arrays((*shape, kernel[2]), kernel)
   y, pull = jax.vjp(jax.jit(ours), x, kernel)
   wanted, expected = jax.vjp(theirs, x, kernel)
   parity.check(y, wanted, parity.LAYER)
