@@ -8,8 +8,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from cc_jax.core import checkpoint, files, log, sharding, versions
 from cc_jax.core import config as configs
+from cc_jax.core import files, log, sharding, versions
 from cc_jax.data import aligned, images, loader, shards
 from cc_jax.metrics import recognition
 from cc_jax.pipelines import (
@@ -95,12 +95,7 @@ def _held_out(
     config.prior[name] = 0.0
   task = tasks.make(config)
   source = tasks.source(task, config.train.folders, options.split)
-  params = checkpoint.load(
-    config.train.checkpoints,
-    config.sample.part,
-    jax.eval_shape(task.init, jax.random.key(0)),
-    None if config.sample.step < 0 else config.sample.step,
-  )
+  params = tasks.trained(config, task, config.sample.part)
   loss = jax.jit(lambda loss, *args: loss(*args))
   # As stored and once: every host sees all records, the last batch is short.
   batches = loader.batches(
@@ -133,12 +128,7 @@ def _held_out(
 def numbers(config: ml_collections.ConfigDict) -> dict[str, float]:
   """What pipelines/clip_gen.py measures of CLIP-GEN's networks."""
   task = tasks.make(config)
-  params = checkpoint.load(
-    config.train.checkpoints,
-    config.sample.part,
-    jax.eval_shape(task.init, jax.random.key(0)),
-    None if config.sample.step < 0 else config.sample.step,
-  )
+  params = tasks.trained(config, task, config.sample.part)
   return clip_gen.measure(config, task.parts, params, real_images)
 
 

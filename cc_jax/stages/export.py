@@ -186,12 +186,7 @@ def autoencoder(
 def clip_gen(config: ml_collections.ConfigDict, workdir: str) -> dict[str, int]:
   """A network of CLIP-GEN, or with the prior all three, by themselves."""
   task = tasks.make(config)
-  params = checkpoint.load(
-    config.train.checkpoints,
-    config.export.part,
-    jax.eval_shape(task.init, jax.random.key(0)),
-    None if config.sample.step < 0 else config.sample.step,
-  )
+  params = tasks.trained(config, task, config.export.part)
   readme = card.write(
     config,
     workdir,

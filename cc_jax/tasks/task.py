@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import importlib
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 
-from cc_jax.core import files, sharding
+from cc_jax.core import checkpoint, files, sharding
 from cc_jax.data import aligned, shards
 from cc_jax.models import families, hub
 
@@ -105,3 +106,24 @@ def load(task: Task, folder: str, initial: Any = None) -> dict[str, Any]:
       where, kind, expect=config, mesh=sharding.current_mesh()
     ).params
   return params
+
+
+def trained(
+  config: ml_collections.ConfigDict, task: Task, part: str
+) -> dict[str, Any]:
+  """The params of a task from a checkpoint, that of `config.sample.step`.
+
+  Args:
+    config: of the run.
+    task: of the same config.
+    part: "ema" or "params".
+
+  Raises:
+    ValueError: no checkpoint, or one of another task.
+  """
+  return checkpoint.load(
+    config.train.checkpoints,
+    part,
+    jax.eval_shape(task.init, jax.random.key(0)),
+    None if config.sample.step < 0 else config.sample.step,
+  )
