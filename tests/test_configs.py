@@ -132,6 +132,9 @@ def pixart(config, small, data, workdir):
 def dit(config, small, data, workdir):
   """The blocks, and titles as classes."""
   config.encode.label = "title"
+  if not config.model.tokenizer:
+    # It reads another config's latents, and not the captions in them.
+    config.encode.captions = ""
   config.model.classes = "{workdir}/classes.txt"
   made = toys.pixart(data, workdir).model.transformer.to_dict()
   made.pop("caption_width")
