@@ -105,21 +105,19 @@ def published(
 def assumptions(options: Any, target: hardware.Target) -> list[str]:
   """What the figures of a plan rest on."""
   chip, theirs = target.slice.hardware, options.published
-  if theirs.days:
-    published = [
-      f"{theirs.what}: {theirs.watts:g} W a chip, else as here; days of theirs "
-      "at the same share of peak"
-    ]
-  else:
-    published = []
-  return [
+  made = [
     *estimate.ASSUMPTIONS,
     f"{options.price or chip.price} dollars an hour and chip",
     f"{options.watts or chip.watts} W a chip, {options.pue} W drawn for each, "
     f"{options.kg_co2_per_kwh} kg CO2 a kWh; hosts and networks not "
     "counted",
-    *published,
   ]
+  if theirs.days:
+    made.append(
+      f"{theirs.what}: {theirs.watts:g} W a chip, else as here; days of theirs "
+      "at the same share of peak"
+    )
+  return made
 
 
 def traffic(made: Compiled, cost: hlo_cost.Cost) -> dict[str, Any]:

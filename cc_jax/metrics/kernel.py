@@ -137,11 +137,10 @@ def kid_influence(
     rows[rng.choice(len(rows), min(anchors, len(rows)), replace=False)]
   )
   x, y = draw(real), draw(generated)
-  rows = [
-    np.float64(_polynomial_means(jnp.float32(generated[one]), y, x))
-    for one in pairwise.blocks(len(generated))
-  ]
-  found = 2 * np.concatenate(rows)
+  found = 2 * pairwise.by_rows(
+    lambda b: np.float64(_polynomial_means(jnp.float32(generated[b]), y, x)),
+    len(generated),
+  )
   return found - found.mean()
 
 
@@ -163,12 +162,12 @@ def cmmd_influence(
   x = draw(features.unit(real, "real"))
   ours = features.unit(generated, "generated")
   y, width = draw(ours), jnp.float32(sigma)
-  found = np.concatenate(
-    [
-      np.float64(_gaussian_sums(ours[one], y, width)) / len(y)
-      - np.float64(_gaussian_sums(ours[one], x, width)) / len(x)
-      for one in pairwise.blocks(len(ours))
-    ]
+  found = pairwise.by_rows(
+    lambda b: (
+      np.float64(_gaussian_sums(ours[b], y, width)) / len(y)
+      - np.float64(_gaussian_sums(ours[b], x, width)) / len(x)
+    ),
+    len(ours),
   )
   return 2 * scale * (found - found.mean())
 

@@ -152,8 +152,7 @@ def members(
 def _radii(x: Float[Array, "N D"], k: int) -> Float[np.ndarray, "N k"]:
   """Squared distances to the k nearest neighbours in the same set."""
   own = np.arange(len(x))
-  found = [_radius(x[b], own[b], x, k) for b in pairwise.blocks(len(x))]
-  return np.concatenate(found)
+  return pairwise.by_rows(lambda b: _radius(x[b], own[b], x, k), len(x))
 
 
 @functools.partial(jax.jit, static_argnames="k")

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,10 @@ def blocks(count: int, rows: int = ROWS) -> Iterator[slice]:
 
 
 def by_rows(
-  fn: Callable[[Array], Array], x: Float[Array, "N D"]
+  fn: Callable[[slice], Any], count: int
 ) -> Shaped[np.ndarray, "N ..."]:
-  """A function of rows that gives a row for each, `ROWS` at a time."""
-  return np.concatenate([fn(x[part]) for part in blocks(len(x))])
+  """What a function gives for each row, of `ROWS` at a time."""
+  return np.concatenate([fn(part) for part in blocks(count)])
 
 
 def products(

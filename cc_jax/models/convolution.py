@@ -19,7 +19,8 @@ from jaxtyping import Array, Float
 from cc_jax.core import sharding
 from cc_jax.models import tiled_convolution
 
-PIXELS = 64  # Of the largest map for which it is done.
+# Of the largest map for which it is done; and the fewest on both sides.
+PIXELS, CHANNELS = 64, 128
 
 
 def convolve(
@@ -55,7 +56,7 @@ def suits(x: Any, kernel: Any) -> bool:
   return (
     x.dtype.itemsize < 4
     and x.shape[1] * x.shape[2] <= PIXELS
-    and min(kernel.shape[2:]) >= 128
+    and min(kernel.shape[2:]) >= CHANNELS
   )
 
 

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Int
 import numpy as np
 
 from cc_jax.core import files, sharding, tree
-from cc_jax.data import squares, tokenize
-from cc_jax.models import clip_vision, hub, kinds, published
+from cc_jax.data import squares
+from cc_jax.models import clip_vision, hub, kinds
 from cc_jax.pipelines import caption_recipe, image_captioner, image_features
 
 LENGTH = 64
@@ -88,10 +88,7 @@ def load(name: str, kind: str, dtype: str = "bfloat16") -> Captioner:
     ValueError: there is none.
   """
   recipe = caption_recipe.Recipe(kind, length=LENGTH, dtype=dtype)
-  loaded = hub.load(name, kind, dtype=dtype)
-  entry = published.TABLE.get(name)
-  tokenizer = tokenize.load(entry.repository if entry else name)
-  return Captioner(name, loaded, tokenizer, recipe)
+  return Captioner(name, *image_captioner.load(name, "", recipe), recipe)
 
 
 def network(

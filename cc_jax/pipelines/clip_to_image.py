@@ -163,6 +163,7 @@ def generate(
   *,
   seed: int = 0,
   batch_size: int = 16,
+  indices: Int[np.ndarray, "N"] | None = None,
   progress: Callable[[int], Any] = lambda count: None,
 ) -> Float[np.ndarray, "N H W 3"]:
   """Makes an image for each prompt, in [0, 1].
@@ -173,6 +174,8 @@ def generate(
     seed: of the codes that are drawn; what is drawn for a prompt depends on its
       place too.
     batch_size: candidates at once.
+    indices: the number of each image, none twice, where they are a part of
+      more; in place of places, see `numbered`.
     progress: called with the number of images made.
 
   Raises:
@@ -189,13 +192,12 @@ def generate(
     before, drawn = drawn, drawn + count
     progress(drawn // model.candidates - before // model.candidates)
 
-  made = from_embeddings(
-    model,
-    np.repeat(condition, model.candidates, axis=0),
-    seed=seed,
-    batch_size=batch_size,
-    progress=advance,
-  )
+  draw = dict(seed=seed, batch_size=batch_size, progress=advance)
+  if indices is None:
+    rows = np.repeat(condition, model.candidates, axis=0)
+    made = from_embeddings(model, rows, **draw)
+  else:
+    made = numbered(model, condition, indices, **draw)
   if model.candidates == 1:
     return made
   return rerank(model.embedder, captions, made)
@@ -223,25 +225,21 @@ def from_embeddings(
 
 def numbered(
   model: Model,
-  prompts: Sequence[str],
+  condition: Float[np.ndarray, "N P"],
   indices: Int[np.ndarray, "N"],
   *,
   seed: int,
   batch_size: int,
-) -> Float[np.ndarray, "N H W 3"]:
-  """Images by their numbers, in [0, 1], whichever others are asked for.
+  progress: Callable[[int], Any] = lambda count: None,
+) -> Float[np.ndarray, "M H W 3"]:
+  """Candidates of images by their numbers, whichever others are asked for.
 
-  Args:
-    model: from `make`.
-    prompts: N captions.
-    indices: the number of each image, none twice. Codes are drawn for whole
-      batches, so what is drawn follows from the seed, the number and the size
-      of batches.
-    seed: of the codes that are drawn.
-    batch_size: images at once.
+  Codes are drawn for whole batches of numbers, so what is drawn follows from
+  the seed, the number and the size of batches.
+
+  Returns:
+    For each embedding its candidates, M / N in a row, in [0, 1].
   """
-  captions = embeddings.texts(model.embedder, prompts)
-  condition = clip_gap.close(model.gap, captions)
   run, key = compiled(model.design), jax.random.key(seed)
   blocks, places = np.divmod(indices, batch_size)
   made: list[Any] = [None] * len(indices)
@@ -256,10 +254,8 @@ def numbered(
     ]
     for row in wanted:
       made[row] = np.stack([images[places[row]] for images in drawn])
-  found = np.concatenate(made)
-  if model.candidates == 1:
-    return found
-  return rerank(model.embedder, captions, found)
+    progress(len(wanted) * model.candidates)
+  return np.concatenate(made)
 
 
 def rerank(

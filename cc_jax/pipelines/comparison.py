@@ -315,19 +315,20 @@ def measure(
   """All numbers of one folder of images."""
   options = config.evaluate
   chosen = generated.indices(folder, len(texts))
-
-  def see(networks):
-    return image_features.cached(
-      options.cache,
-      networks,
-      made_by(recipe, recipe["guidance"], chosen),
-      generated.reader(folder, chosen),
-      len(chosen),
-      batch_size=options.batch_size,
-      what=f"images of {folder}",
-    )
-
-  ours = see(eyes.all)
+  asked = [texts[index] for index in chosen]
+  networks = list(eyes.all)
+  if eyes.captioner:
+    judge, mask = caption_likelihood.network(eyes.captioner, asked)
+    networks.append(judge)
+  ours = image_features.cached(
+    options.cache,
+    networks,
+    made_by(recipe, recipe["guidance"], chosen),
+    generated.reader(folder, chosen),
+    len(chosen),
+    batch_size=options.batch_size,
+    what=f"images of {folder}",
+  )
   found: dict[str, Any] = {
     "images": len(chosen),
     "not_finite": len(texts) - len(chosen),
@@ -366,14 +367,12 @@ def measure(
     found["cmmd"] = numbers.cmmd(
       image(real, options.cmmd), image(ours, options.cmmd), draws
     )
-  asked = [texts[index] for index in chosen]
   for name in options.clip_score:
     captions = image_features.captions(eyes.clip[name], asked)
     label = f"clip_score_{os.path.basename(name.rstrip('/'))}"
     found[label] = numbers.agreement(image(ours, name), captions, draws)
   if eyes.captioner:
-    network, mask = caption_likelihood.network(eyes.captioner, asked)
-    log_p = see([network])[network.name, "log_p"]
-    label = os.path.basename(network.name.rstrip("/"))
+    log_p = ours[judge.name, "log_p"]
+    label = os.path.basename(judge.name.rstrip("/"))
     found[f"caption_score_{label}"] = numbers.captioned(log_p, mask, draws)
   return found

@@ -35,9 +35,9 @@ def load(
   model: str,
   tokenizer: str,
   recipe: caption_recipe.Recipe,
-  mesh: jax.sharding.Mesh,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[hub.Loaded, Any]:
-  """Weights, laid out on a mesh, and the tokenizer.
+  """Weights, laid out on a mesh if there is one, and the tokenizer.
 
   Args:
     model: a row of models/published.py, or a folder.

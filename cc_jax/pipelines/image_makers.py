@@ -120,12 +120,12 @@ def clip_gen(config: ml_collections.ConfigDict) -> Maker:
 
   def make(prompts, indices, guidance):
     design = model.design._replace(guidance=float(guidance))
-    return clip_to_image.numbered(
+    return clip_to_image.generate(
       model._replace(design=design),
       prompts,
-      np.asarray(indices),
       seed=config.seed,
       batch_size=options.batch_size,
+      indices=np.asarray(indices),
     )
 
   drawn = ("temperature", "top_k", "top_p", "candidates", "batch_size", "gap")

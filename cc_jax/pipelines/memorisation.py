@@ -51,6 +51,11 @@ class Copies(NamedTuple):
   bits: Int64[np.ndarray, "N"]
 
 
+def none(count: int) -> Copies:
+  """So many images of which none is a copy."""
+  return Copies(np.full(count, -1, np.int64), np.full(count, NONE, np.int64))
+
+
 def find_copies(
   training: UInt8[np.ndarray, "M 32 32"],
   made: UInt8[np.ndarray, "N 32 32"],
@@ -63,8 +68,7 @@ def find_copies(
     made: likewise.
     threshold: the most bits in which copies differ.
   """
-  row = np.full(len(made), -1, np.int64)
-  bits = np.full(len(made), NONE, np.int64)
+  row, bits = none(len(made))
   whole = ((0.0, 1.0), (0.0, 1.0))
   parts = (whole, *duplicates.WINDOWS)
   hash_all = lambda rows: duplicates.pack(duplicates.bits(rows))
@@ -185,6 +189,21 @@ def open_training(
   return Training(source, found, dataset.folder)
 
 
+def of_either(
+  training: Training, made: UInt8[np.ndarray, "N 32 32"], threshold: int
+) -> Copies:
+  """`find_copies` of whole training images or their middles: the nearer."""
+  whole, middle = (
+    find_copies(training.features[name, "luminance"], made, threshold)
+    for name in ("whole", "middle")
+  )
+  better = middle.bits < whole.bits
+  return Copies(
+    np.where(better, middle.row, whole.row),
+    np.where(better, middle.bits, whole.bits),
+  )
+
+
 def look(
   config: ml_collections.ConfigDict,
   training: Training,
@@ -220,36 +239,27 @@ def look(
     batch_size=options.batch_size,
     what=f"images of {folder}",
   )
-  mine = ours["whole", "luminance"]
-  whole, middle = (
-    find_copies(training.features[name, "luminance"], mine, options.copy_bits)
-    for name in ("whole", "middle")
-  )
-  better = middle.bits < whole.bits
-  copies = Copies(
-    np.where(better, middle.row, whole.row),
-    np.where(better, middle.bits, whole.bits),
-  )
   side = min(generated.read(folder, chosen[0]).shape[:2])
+  near, found = None, {}
   if side < duplicates.FREQUENCIES:
     # Among digits of 8 pixels it took 83 % of held-out ones for copies.
-    none = np.full_like(copies.row, -1), np.full_like(copies.bits, NONE)
-    copies = Copies(*none)
-  near, found = None, {}
+    copies, counted = none(len(chosen)), None
+    found["why"] = (
+      f"images of {side} pixels a side are too small for the hash, which needs "
+      f"{duplicates.FREQUENCIES}"
+    )
+  else:
+    mine = ours["whole", "luminance"]
+    copies = of_either(training, mine, options.copy_bits)
+    counted = int((copies.row >= 0).sum())
   if clip:
     bank = training.features[clip.name, "image"]
     near = neighbours.nearest(ours[clip.name, "image"], bank)
     cosine = near.cosine[:, 0]
     for share in (0.5, 0.99, 1.0):
       found[f"cosine_{share:g}"] = float(np.quantile(cosine, share))
-  count = int((copies.row >= 0).sum())
-  if side < duplicates.FREQUENCIES:
-    found["why"] = (
-      f"images of {side} pixels a side are too small for the hash, which needs "
-      f"{duplicates.FREQUENCIES}"
-    )
   found = {
-    "copies": None if "why" in found else count,
+    "copies": counted,
     "copies_of": len(chosen),
     "training_images": len(training.source),
     **found,

@@ -62,11 +62,12 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   for name, value in found.items():
     if isinstance(value, float):
       value = f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
-    lines = [
-      f"{name} = {one}"
-      for one in (value if isinstance(value, list) else [value])
-    ]
-    for line in ablation.lines(value) if name == "ablation" else lines:
+    if name == "ablation":
+      lines = ablation.lines(value)
+    else:
+      values = value if isinstance(value, list) else [value]
+      lines = [f"{name} = {one}" for one in values]
+    for line in lines:
       log.announce("bench", line)
   log.announce("bench", f"{len(found)} figures -> {options.result}")
   return found

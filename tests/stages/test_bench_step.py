@@ -117,7 +117,8 @@ def test_torch_may_compute_in_its_other_order_and_type(tmp_path):
   batch = denoiser.batch(made, 2)
   task = denoiser.make(made)
   params = parity.scramble(task.init(jax.random.key(0)))
-  loss = task.loss(params, batch, jax.random.key(0))[0]
+  given = jax.tree.map(jnp.asarray, batch)
+  loss = task.loss(params, given, jax.random.key(0))[0]
   for last in (False, True):
     theirs = reference_training.unet_step(
       task.parts["unet"][1],
@@ -142,7 +143,8 @@ def test_networks_with_pooled_text_are_given_it(tmp_path):
   theirs = reference_training.unet_step(
     task.parts["unet"][1], params["unet"], batch, made.train
   )
-  loss = task.loss(params, batch, jax.random.key(0))[0]
+  given = jax.tree.map(jnp.asarray, batch)
+  loss = task.loss(params, given, jax.random.key(0))[0]
   np.testing.assert_allclose(theirs(), loss, rtol=1e-4)
 
 
