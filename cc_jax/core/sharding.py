@@ -251,7 +251,9 @@ def platform() -> str:
 def by_head(
   rows: int, heads: int, f: Callable[..., Any]
 ) -> Callable[..., Any] | None:
-  """`f(q, k, v, *args)` of arrays [B T N K], on each device's rows and heads.
+  """`f(q, k, v, mask, *args)`, on each device's rows and heads.
+
+  Queries, keys and values are [B T N K], the mask [B T] or None.
 
   For kernels, which the compiler cannot split itself. Without a mesh it is `f`.
 
@@ -267,14 +269,14 @@ def by_head(
     return None
   layout = PartitionSpec(BATCH, None, "tensor")
 
-  def split(q, k, v, *args):
+  def split(q, k, v, mask, *args):
     return jax.shard_map(
-      lambda q, k, v: f(q, k, v, *args),
-      in_specs=layout,
+      lambda q, k, v, mask: f(q, k, v, mask, *args),
+      in_specs=(layout, layout, layout, PartitionSpec(BATCH)),
       out_specs=layout,
       # A kernel does not say over which axes its results differ.
       check_vma=False,
-    )(q, k, v)
+    )(q, k, v, mask)
 
   return split
 

@@ -7,6 +7,7 @@ import contextvars
 
 import jax
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cc_jax.core import sharding
@@ -67,11 +68,14 @@ def attention(
     causal: token t sees source tokens up to t only.
     scale: instead of 1 / sqrt(K).
   """
-  plain = mask is None and bias is None and not causal
+  plain = bias is None and (mask is None or mask.ndim == 2)
   kernel = _kernel(q, k) if plain else None
   if kernel is not None:
+    if mask is not None:
+      mask = jnp.broadcast_to(mask, k.shape[:2])
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     with jax.named_scope("attention_op"):
-      return kernel(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
+      return kernel(q, k, v, mask, causal, scale)
   if mask is not None:
     mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # [B N T S]
   with jax.named_scope("attention_op"):
@@ -103,13 +107,17 @@ def by_rows(
   q: Float[Array, "B T N K"],
   k: Float[Array, "B S N K"],
   v: Float[Array, "B S N K"],
+  mask: Bool[Array, "B S"] | None,
+  causal: bool,
   scale: float,
   *,
   interpret: bool = False,
 ) -> Float[Array, "B T N K"]:
   """See `attention_kernel.attention`, for arrays as they are here."""
   flat = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
-  x = attention_kernel.attention(*flat, q.shape[2], scale, interpret)
+  x = attention_kernel.attention(
+    *flat, mask, q.shape[2], causal, scale, interpret
+  )
   return x.reshape(q.shape)
 
 
@@ -122,6 +130,8 @@ def splash_attention(
   q: Float[Array, "B T N K"],
   k: Float[Array, "B T N K"],
   v: Float[Array, "B T N K"],
+  mask: Bool[Array, "B T"] | None,
+  causal: bool,
   scale: float,
   *,
   interpret: bool = False,
@@ -135,6 +145,8 @@ def splash_attention(
     q: queries; T is a multiple of one of `BLOCKS`.
     k: keys.
     v: values.
+    mask: true where a token may be attended to, one at least of each row.
+    causal: a token sees those up to itself only.
     scale: of the products.
     interpret: run the kernel's steps one by one, on any device.
   """
@@ -146,8 +158,9 @@ def splash_attention(
     backward = dict(use_fused_bwd_kernel=True)
   else:
     backward = dict(block_q_dq=size, block_kv_dq=size)
+  seen = splash.CausalMask if causal else splash.FullMask
   kernel = splash.make_splash_mha_single_device(
-    splash.MultiHeadMask([splash.FullMask((T, T))] * N),
+    splash.MultiHeadMask([seen((T, T))] * N),
     block_sizes=splash.BlockSizes(
       block_q=size,
       block_kv=size,
@@ -158,4 +171,10 @@ def splash_attention(
     interpret=interpret,
   )
   q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))  # [B N T K]
-  return jax.vmap(kernel)(q.astype(v.dtype), k, v).swapaxes(1, 2)
+  # Queries are of segment 1, as all keys that are not hidden.
+  segments = None
+  if mask is not None:
+    keys = mask.astype(jnp.int32)
+    segments = splash.SegmentIds(q=jnp.ones_like(keys), kv=keys)
+  x = jax.vmap(kernel)(q.astype(v.dtype), k, v, segments)
+  return x.swapaxes(1, 2)

@@ -15,7 +15,7 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 LANES = 128
 # Queries of a block, keys, and elements of a block of keys, such that they and
@@ -23,6 +23,8 @@ LANES = 128
 ROWS = 256
 KEYS = 1024
 ELEMENTS = 1024 * 384
+# Added to products with keys that are not to be seen.
+HIDDEN = -1e30
 
 
 def fits(tokens: int, sources: int, width: int, heads: int) -> bool:
@@ -44,12 +46,14 @@ def _up(size):
   return math.ceil(size / LANES) * LANES
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def attention(
   q: Float[Array, "B T D"],
   k: Float[Array, "B S D"],
   v: Float[Array, "B S D"],
+  mask: Bool[Array, "B S"] | None,
   heads: int,
+  causal: bool,
   scale: float,
   interpret: bool = False,
 ) -> Float[Array, "B T D"]:
@@ -59,20 +63,24 @@ def attention(
     q: queries, of shapes that `fits`.
     k: keys.
     v: values.
+    mask: true where a key may be attended to, one at least of each row; None is
+      everywhere.
     heads: into which D is cut.
+    causal: token t sees keys up to t only.
     scale: of the products.
     interpret: run the kernel's steps one by one, on any device.
   """
-  return _forward(q, k, v, heads, scale, interpret)[0]
+  return _forward(q, k, v, mask, heads, causal, scale, interpret)[0]
 
 
-def _forward(q, k, v, heads, scale, interpret):
-  sources, size = k.shape[1], k.shape[2] // heads
+def _forward(q, k, v, mask, heads, causal, scale, interpret):
+  size = k.shape[2] // heads
 
-  def kernel(q, k, v, out):
+  def kernel(q, k, v, below, out):
+    hide = _hide(below, causal, axis=1)
     for head in _heads(q.shape[-1], size):
       products = _dot(q[:, head], k[:, head], 1, 1)  # [T S]
-      weights = _softmax(products * scale, sources, axis=1)
+      weights = _softmax(hide(products * scale), axis=1)
       x = _dot(weights.astype(v.dtype), v[:, head], 1, 0)  # [T K]
       out[:, head] = x.astype(out.dtype)
 
@@ -80,30 +88,32 @@ def _forward(q, k, v, heads, scale, interpret):
     kernel,
     "attention_forward",
     [q, _pad(k), _pad(v)],
+    _below(mask, k, axis=1),
     outputs="q",
     heads=heads,
     products=2,
     semantics=("parallel", "parallel", "parallel"),
     interpret=interpret,
   )
-  return out[0], (q, k, v)
+  return out[0], (q, k, v, mask)
 
 
-def _backward(heads, scale, interpret, saved, cotangent):
-  q, k, v = saved
+def _backward(heads, causal, scale, interpret, saved, cotangent):
+  q, k, v, mask = saved
   sources, size = k.shape[1], k.shape[2] // heads
   last = q.shape[1] // _rows(q.shape[1]) - 1
 
   # Products are [S T] here: of all that is multiplied only one is turned.
-  def kernel(q, k, v, do, dq, dk, dv, k_sum, v_sum):
+  def kernel(q, k, v, below, do, dq, dk, dv, k_sum, v_sum):
     @pl.when(pl.program_id(2) == 0)
     def _():
       k_sum[...] = jnp.zeros_like(k_sum)
       v_sum[...] = jnp.zeros_like(v_sum)
 
+    hide = _hide(below, causal, axis=0)
     for head in _heads(q.shape[-1], size):
       products = _dot(k[:, head], q[:, head], 1, 1)
-      weights = _softmax(products * scale, sources, axis=0)
+      weights = _softmax(hide(products * scale), axis=0)
       towards = _dot(v[:, head], do[:, head], 1, 1)
       mean = jnp.sum(weights * towards, axis=0, keepdims=True)
       towards = weights * (towards - mean) * scale
@@ -121,26 +131,37 @@ def _backward(heads, scale, interpret, saved, cotangent):
     kernel,
     "attention_backward",
     [q, _pad(k), _pad(v), cotangent],
+    _below(mask, k, axis=0),
     outputs="qkv",
     heads=heads,
     products=5,
     semantics=("parallel", "parallel", "arbitrary"),
     interpret=interpret,
   )
-  return dq, dk[:, :sources], dv[:, :sources]
+  return dq, dk[:, :sources], dv[:, :sources], None
 
 
 attention.defvjp(_forward, _backward)
 
 
 def _call(
-  kernel, name, inputs, *, outputs, heads, products, semantics, interpret
+  kernel,
+  name,
+  inputs,
+  below,
+  *,
+  outputs,
+  heads,
+  products,
+  semantics,
+  interpret,
 ):
   """Runs a kernel for each image, group of heads and block of queries.
 
-  `inputs` are q, k, v and then what lies as q; `outputs` names those of which
-  the results have the shapes. Where keys are among them, sums are kept in
-  float32 beside them.
+  `inputs` are q, k, v and then what lies as q; between them the kernel has
+  `below`, or None. `outputs` names those of q, k and v of which the results
+  have the shapes. Where keys are among them, sums are kept in float32 beside
+  them.
   """
   (B, T, D), S = inputs[0].shape, inputs[1].shape[1]
   width = _width(max(_rows(T), S), D, heads)
@@ -149,11 +170,20 @@ def _call(
   spec = {"q": queries, "k": keys, "v": keys}
   shapes = [inputs["qkv".index(letter)] for letter in outputs]
   sums = [pltpu.VMEM((S, width), jnp.float32)] * (2 if "k" in outputs else 0)
+  specs = [queries, keys, keys, *[queries] * (len(inputs) - 3)]
+  run = kernel
+  if below is None:
+    run = lambda q, k, v, *rest: kernel(q, k, v, None, *rest)
+  else:
+    each = 0 if len(below) == 1 else 1
+    place = lambda b, d, t: (each * b, 0, 0)
+    inputs = [*inputs[:3], below, *inputs[3:]]
+    specs.insert(3, pl.BlockSpec((None, *below.shape[1:]), place))
   moved = [*inputs, *shapes]
   return pl.pallas_call(
-    kernel,
+    run,
     grid=(B, D // width, T // _rows(T)),
-    in_specs=[queries, keys, keys, *[queries] * (len(inputs) - 3)],
+    in_specs=specs,
     out_specs=[spec[letter] for letter in outputs],
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes],
     scratch_shapes=sums,
@@ -185,11 +215,39 @@ def _dot(x, y, left, right):
   )
 
 
-def _softmax(products, sources, axis):
-  """Over `axis`, of which what is after the first `sources` is padding."""
-  if sources < products.shape[axis]:
-    place = jax.lax.broadcasted_iota(jnp.int32, products.shape, axis)
-    products = jnp.where(place < sources, products, -1e30)
+def _below(mask, k, axis):
+  """What is added to products for the keys that do not count, if any.
+
+  [B 1 S] for products of which keys are axis 1, [B S 1] where they are axis 0;
+  keys are padded here, and B is 1 where they are alike in all rows.
+  """
+  S = k.shape[1]
+  if mask is None and S == _up(S):
+    return None
+  hidden = jnp.zeros((1, S)) if mask is None else jnp.where(mask, 0, HIDDEN)
+  hidden = jnp.pad(hidden, ((0, 0), (0, _up(S) - S)), constant_values=HIDDEN)
+  return jnp.expand_dims(hidden.astype(jnp.float32), 2 - axis)
+
+
+def _hide(below, causal, axis):
+  """What puts products, of which keys are an axis, of hidden keys down."""
+
+  def hide(products):
+    if below is not None:
+      products = products + below[...]
+    if causal:
+      place = lambda axis: jax.lax.broadcasted_iota(
+        jnp.int32, products.shape, axis
+      )
+      first = pl.program_id(2) * products.shape[1 - axis]
+      later = place(axis) > place(1 - axis) + first
+      products = jnp.where(later, HIDDEN, products)
+    return products
+
+  return hide
+
+
+def _softmax(products, axis):
   highest = jnp.max(products, axis=axis, keepdims=True)
   weights = jnp.exp(products - highest)
   return weights / jnp.sum(weights, axis=axis, keepdims=True)

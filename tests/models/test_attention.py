@@ -26,14 +26,25 @@ def results(f, q, k, v, cotangent):
   return out, *backward(cotangent)
 
 
-def kernel(q, k, v):
-  return attention.by_rows(q, k, v, q.shape[-1] ** -0.5, interpret=True)
+def kernel(q, k, v, mask=None, causal=False):
+  scale = q.shape[-1] ** -0.5
+  return attention.by_rows(q, k, v, mask, causal, scale, interpret=True)
 
 
-def splash(q, k, v):
+def splash(q, k, v, mask=None, causal=False):
+  scale = q.shape[-1] ** -0.5
   return attention.splash_attention(
-    q, k, v, q.shape[-1] ** -0.5, interpret=True
+    q, k, v, mask, causal, scale, interpret=True
   )
+
+
+def check_hiding(ours, arrays, mask, causal):
+  """Our attention and gradients beside XLA's, with some keys hidden."""
+  given = lambda f, **options: lambda q, k, v: f(q, k, v, mask, **options)
+  expected = results(given(attention.attention, causal=causal), *arrays)
+  found = results(given(ours, causal=causal), *arrays)
+  for one, other in zip(found, expected, strict=True):
+    parity.check(one, other, parity.LAYER)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +75,24 @@ def test_splash_and_its_gradients_are_those_of_xla(tokens, size):
   expected = results(attention.attention, *arrays)
   for ours, theirs in zip(results(splash, *arrays), expected, strict=True):
     parity.check(ours, theirs, parity.LAYER)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("tokens", "sources"), [(512, 512), (64, 120)])
+def test_the_kernel_hides_the_keys_that_xla_hides(tokens, sources, causal):
+  arrays = drawn(tokens, sources, 2, 16)
+  check_hiding(kernel, arrays, None, causal)
+  mask = np.random.default_rng(1).random((2, sources)) < 0.5
+  mask[:, 0] = True  # Or a causal row could be without any key.
+  check_hiding(kernel, arrays, jnp.asarray(mask), causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_splash_hides_the_keys_that_xla_hides(causal):
+  arrays = drawn(256, 256, 1, 64)
+  check_hiding(splash, arrays, None, causal)
+  mask = jnp.arange(256) < jnp.array([[100], [200]])
+  check_hiding(splash, arrays, mask, causal)
 
 
 def test_the_kernel_in_bfloat16_errs_no_more_than_xla():
@@ -100,6 +129,11 @@ def test_on_a_tpu_the_kernel_is_chosen_by_length(monkeypatch):
     wide = [jnp.tile(x, (1, 1, 1, 8)) for x in (q, k, v)]
     attention.attention(*wide)
   assert called == ["by_rows", "splash_attention", "by_rows"]
+  q, k, v, _ = drawn(64, 77, 5, 8)
+  attention.attention(q, k, v, jnp.ones((1, 77), bool))
+  assert called.pop() == "by_rows"
+  attention.attention(q, k, v, jnp.ones((1, 64, 77), bool))
+  attention.attention(q, k, v, bias=jnp.ones((1, 5, 64, 77)))
   with attention.using("einsum"):
     attention.attention(*wide)
   assert len(called) == 3
@@ -112,14 +146,17 @@ def test_a_kernel_runs_on_each_devices_rows_and_heads():
   arrays = [jnp.concatenate([x, x]) for x in drawn(8, 8, 4, 8)[:3]]  # B = 4.
   shapes = []
 
-  def run(q, k, v, scale):
-    shapes.append(q.shape)
-    return attention.attention(q, k, v, scale=scale)
+  mask = jnp.arange(8) < jnp.array([[3], [8], [5], [1]])
+
+  def run(q, k, v, mask, scale):
+    shapes.append((q.shape, mask.shape))
+    return attention.attention(q, k, v, mask, scale=scale)
 
   with jax.set_mesh(sharding.make_mesh(data=2, fsdp=2, tensor=2)):
     split = sharding.by_head(4, 4, run)
-    ours = jax.jit(lambda q, k, v: split(q, k, v, 0.5))(*arrays)
+    ours = jax.jit(lambda *arrays: split(*arrays, 0.5))(*arrays, mask)
     assert sharding.by_head(3, 4, run) is None
     assert sharding.by_head(4, 3, run) is None
-  assert shapes == [(1, 8, 2, 8)]
-  parity.check(ours, attention.attention(*arrays, scale=0.5), parity.LAYER)
+  assert shapes == [((1, 8, 2, 8), (1, 8))]
+  expected = attention.attention(*arrays, mask, scale=0.5)
+  parity.check(ours, expected, parity.LAYER)
