@@ -19,8 +19,10 @@ leaves open is as in its code.
   cc-jax train  --config=$P:align --workdir=$W/align \
     --config.train.init=$W/pixel/export
 
-and so on; `--config.encode.images` and `.captions` say where a catalogue is
-that several stages share. Captions are LLaVA's, by the paper's prompt:
+`--config.encode.images` and `.captions` say where a catalogue is that several
+stages share. On other numbers of devices than multiples of four, set
+--config.train.mesh.fsdp, to 1 on one. Captions are LLaVA's, by the paper's
+prompt:
 
   cc-jax caption --config=$P:align --workdir=$W/align
 
@@ -81,6 +83,7 @@ def get_config(arg: str = "align") -> ConfigDict:
   # To write and read what "dots" keeps takes a TPU longer than to compute it
   # again, and it would not fit beside the paper's batches.
   config.train.remat = "full"
+  config.train.mesh.fsdp = 4
   config.sample.guidance = 4.5
   share = days / sum(stage[-1] for stage in STAGES.values())
   config.plan.published.update(

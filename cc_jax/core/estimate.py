@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cc_jax.core import hardware, hlo_cost
+from cc_jax.core import hardware, hlo_cost, launching
 
 # Bytes per second of a chip's share of its host's network: 25 GB/s a host of
 # four.
@@ -39,10 +39,17 @@ class OutOfMemory(NamedTuple):
   usable: float
 
 
-def compile(lowered: Any) -> Any:
-  """The compiled program, or `OutOfMemory`: that is an answer, no failure."""
+def compile(lowered: Any, chip: str) -> Any:
+  """The compiled program, or `OutOfMemory`: that is an answer, no failure.
+
+  Args:
+    lowered: the program.
+    chip: for which, as `launching.LIBTPU` has it: a plan is compiled with the
+      flags of the hosts. Another has none.
+  """
+  flags = (flag.split("=") for flag in launching.LIBTPU.get(chip, ()))
   try:
-    return lowered.compile()
+    return lowered.compile(compiler_options=dict(flags))
   except jax.errors.JaxRuntimeError as error:
     found = refusal(str(error))
     if found is None:

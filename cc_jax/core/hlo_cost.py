@@ -26,6 +26,8 @@ COLLECTIVES = (
   # Between slices, by hosts: XLA:TPU makes it of all of the above.
   "send",
 )
+# What XLA:TPU calls a collective that other fusions carry on.
+ASYNC = "async-collective"
 # The part of peak at which custom kernels are reckoned.
 KERNEL_SHARE = 0.5
 
@@ -224,10 +226,20 @@ def _path(operation: hlo.Operation) -> str:
 def _collective(
   program: hlo.Program, operation: hlo.Operation, devices: int
 ) -> Collective | None:
-  """A collective, also one that is started or fused; not its end."""
-  if operation.code.endswith("-done"):
+  """A collective, also one that is started or fused; not its end.
+
+  A sum of which each device keeps a part is fused to "all-reduce-scatter". One
+  that goes on within products is started and ended by fusions, and only the
+  start is counted; the products are products.
+  """
+  called, name = " ".join(operation.calls()), operation.name
+  if operation.code.endswith("-done") or name.startswith(f"{ASYNC}-done"):
     return None
-  hidden = operation.code.endswith("-start")
+  if called.startswith("async_collective_fusion"):
+    return None
+  hidden = operation.code.endswith("-start") or name.startswith(
+    f"{ASYNC}-start"
+  )
   for one in _fused(program, operation):
     code = one.code.removesuffix("-start")
     if code == "send" and "is_host_transfer=true" not in one.rest:
@@ -243,6 +255,8 @@ def _collective(
       group = _group(one.rest, devices)
       if code == "reduce-scatter":
         whole *= group
+      if called.startswith("all-reduce-scatter"):
+        code = "reduce-scatter"
       return Collective(code, whole, group, 1, hidden)
   return None
 

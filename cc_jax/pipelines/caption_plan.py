@@ -133,7 +133,7 @@ def plan(
     traced = jax.jit(work.write).trace(work.params, work.pixels, work.key)
     lowered = traced.lower()
     log.announce("plan", "compiling, which may take some minutes")
-    program = estimate.compile(lowered)
+    program = estimate.compile(lowered, target.slice.hardware.name)
   jaxpr, size = traced.jaxpr.jaxpr, config.caption.batch_size
   made = planned.Compiled(
     program,

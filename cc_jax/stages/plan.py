@@ -100,7 +100,7 @@ def plan(
   mesh: jax.sharding.Mesh,
 ) -> dict[str, Any]:
   """A plan of one config; without times where the step does not fit."""
-  made = compile_step(config, mesh)
+  made = compile_step(config, mesh, target.slice.hardware.name)
   found = describe(config, target, made)
   if not found["fits"]:
     return found
@@ -118,9 +118,14 @@ def plan(
 
 
 def compile_step(
-  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, chip: str
 ) -> planned.Compiled:
   """The train step of a config, compiled for devices that need not be there.
+
+  Args:
+    config: of the run.
+    mesh: of devices, as `hardware.aot_devices` has them.
+    chip: that they are, as `estimate.compile` takes it.
 
   Raises:
     ValueError: a config that cannot be trained.
@@ -136,7 +141,7 @@ def compile_step(
     traced = steps.trace_update(update, state, loss, batch)
     lowered = traced.lower()
     log.announce("plan", "compiling, which may take some minutes")
-    program = estimate.compile(lowered)
+    program = estimate.compile(lowered, chip)
   jaxpr = traced.jaxpr.jaxpr
   return planned.Compiled(
     program,

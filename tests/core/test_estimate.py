@@ -72,11 +72,23 @@ def test_other_errors_are_no_refusals():
   assert estimate.refusal("RESOURCE_EXHAUSTED: quota") is None
 
   class Broken:
-    def compile(self):
+    def compile(self, compiler_options):
       raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
   with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-    estimate.compile(Broken())
+    estimate.compile(Broken(), "v4")
+
+
+def test_a_plan_is_compiled_with_the_flags_of_the_hosts():
+  given = []
+
+  class Lowered:
+    def compile(self, compiler_options):
+      given.append(compiler_options)
+
+  for chip in ("v4", "another"):
+    estimate.compile(Lowered(), chip)
+  assert given == [{"xla_enable_async_all_gather": "true"}, {}]
 
 
 def test_bytes_of_a_program_are_those_of_its_parts_and_the_rest():

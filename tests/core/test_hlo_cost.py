@@ -142,6 +142,32 @@ def test_collectives_are_found_in_all_their_spellings():
   }
 
 
+def test_a_sum_that_is_split_is_told_from_a_whole_one():
+  group = "replica_groups={{0,1,2,3}}, x=1"
+  inner = collective("a", "all-reduce", "f32[32]", group)
+  text = program(
+    "  %f = f32[8] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1\n",
+    before=fused("all-reduce-scatter.1", inner),
+  )
+  found = hlo_cost.cost(text, devices=4).collectives
+  assert found == [("reduce-scatter", 128, 4, 1, False)]
+
+
+def test_a_gather_within_products_is_counted_once_and_they_as_products():
+  group = "replica_groups={{0,1,2,3}}, x=1"
+  gather = collective("a", "all-gather", "f32[32]", group)
+  text = program(
+    "  %async-collective-start = f32[8] fusion(%p), calls=%started\n",
+    estimate("f", 7, calls="async_collective_fusion.1"),
+    "  %async-collective-done.2 = f32[8] fusion(%p), calls=%started\n",
+    before=fused("started", gather)
+    + fused("async_collective_fusion.1", gather + product("dot", "jit(f)/mul")),
+  )
+  found = hlo_cost.cost(text, devices=4)
+  assert found.collectives == [("all-gather", 128, 4, 1, True)]
+  assert found.cycles["matmul"] == 7
+
+
 def test_kernels_are_reckoned_from_operations_and_bytes():
   text = program(
     "  %k = (f32[8]{0:T(128)}, bf16[2,16]{1,0}) custom-call(%p), "

@@ -147,7 +147,7 @@ def test_train_runs_the_program_that_a_plan_has_saved(
   data, mesh = tiny.shared(tmp_path_factory), sharding.make_mesh()
   file = str(tmp_path / "step.program")
   made = tiny.config(data, tmp_path / "a", train__steps=2)
-  compiled = plan.compile_step(made, mesh)
+  compiled = plan.compile_step(made, mesh, "none of TPU")
   programs.save(
     file, compiled.lowered, compiled.program, mesh, steps.decides(made)
   )
