@@ -10,11 +10,12 @@ import tiny
 
 from cc_jax.core import config as configs
 from cc_jax.core import sharding, tree
-from cc_jax.models import hub
+from cc_jax.models import hub, unread
 from cc_jax.pipelines import ablation, reference_training
 from cc_jax.stages import bench
 from cc_jax.tasks import denoiser
 from cc_jax.tasks import step as steps
+from cc_jax.tasks import task as tasks
 
 
 def small(workdir, **fields):
@@ -94,14 +95,30 @@ def test_an_ablation_beside_torch_is_refused(tmp_path):
     bench.main(made, str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["base", "sd2"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "base.py",
+    "sd2.py:256",
+    "common_canvas_l.py:512",
+    "sdxl.py:256",
+    "sdxl.py:1024",
+    "pixart.py:pixel",
+    "pixart.py:align",
+    "pixart.py:aesthetic_1024",
+  ],
+)
 def test_the_steps_of_an_ablation_end_where_a_config_begins(name):
   """All that makes a step slow in the first is set back by those after it."""
-  made = configs.load(f"configs/{name}.py")
+  made = configs.load(f"configs/{name}")
   first, *rest = ablation.changes(made.ablation)
   undone = dict(pair for change in rest for pair in change.fields)
   assert set(undone) == {field for field, _ in first.fields}
-  (*_, last) = ablation.cumulative(made, [first, *rest])
+  naive, *_, last = ablation.cumulative(made, [first, *rest])
+  with unread.weights():
+    features = [tasks.make(one).features for one in (naive, last)]
+  assert ("image" in features[0]) == (name != "pixart.py:pixel")
+  assert "latent_mean" in features[1]
   own, found = tree.flatten(made.to_dict()), tree.flatten(last.to_dict())
   differ = {path: x for path, x in found.items() if own[path] != x}
   assert differ == {"train.moments": "bfloat16"}
