@@ -153,15 +153,9 @@ def get_config(arg: str = "") -> ConfigDict:
   # one of its own (transformer.null_tokens), as its authors train.
   config.model.null_caption = "empty"
   config.model.prediction = "eps"  # Or "v", "x0".
-  config.model.schedule = ConfigDict(
-    dict(
-      kind="scaled_linear",
-      beta_start=0.00085,
-      beta_end=0.012,
-      steps=1000,
-      zero_snr=False,
-    )
-  )
+  config.model.schedule = ConfigDict(dict(kind="scaled_linear", steps=1000))
+  config.model.schedule.update(beta_start=0.00085, beta_end=0.012)
+  config.model.schedule.zero_snr = False
 
   config.train = ConfigDict()
   config.train.task = "latent_diffusion"
@@ -203,13 +197,16 @@ def get_config(arg: str = "") -> ConfigDict:
   config.slice = "v4-128"  # That is planned for; "2xv4-128" for two of them.
   config.search = False  # For the largest batch that fits.
   config.ablate = False  # Each step of the next, from the first on: how fast.
-  # "NAME: field=value field=value": what is set, one after the other.
+  config.ablation_steps = ()  # (0, 5): those that are measured now; (): all.
+  # "NAME: field=value field=value": what is set, one after the other, as in
+  # CommonCanvas's figure 6. It began with 16 bits too, so 32 are no step, and
+  # had an attention that is not einsum from the start.
   config.ablation = (
-    "naive: train.dtype=float32 train.attention=einsum train.recompute=false "
-    "train.spread=false train.moments=float32",
-    "bfloat16: train.dtype=bfloat16",
+    "naive: latent_diffusion.from_images=true train.attention=einsum "
+    "train.recompute=false train.spread=false train.moments=float32",
+    "latents encoded before: latent_diffusion.from_images=false",
     "kernels for attention: train.attention=auto",
-    "norms recomputed: train.recompute=true",
+    "norms recomputed, not kept in float32: train.recompute=true",
     "moments and average spread: train.spread=true",
     "first moment bfloat16: train.moments=bfloat16",
   )
@@ -228,6 +225,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   config.latent_diffusion = ConfigDict()
   config.latent_diffusion.train_text = False
+  config.latent_diffusion.from_images = False  # Encoded in the step.
   config.latent_diffusion.drop_caption = 0.1
   config.latent_diffusion.offset_noise = 0.0
   config.latent_diffusion.min_snr_gamma = 0.0  # 0 for plain squared error.

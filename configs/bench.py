@@ -14,6 +14,13 @@ codes of 4 images with a prior of CLIP-GEN of 8 blocks and width 512, beside a
 loop in torch that runs the whole prefix each time. `:loader` measures the
 loader on made-up records of SD2 at 256 pixels.
 
+  cc-jax bench --config=configs/bench.py:ablation --workdir=runs/bench \
+    --config.ablate=true
+
+builds up the speed of a whole small train step of 64 pixels (an autoencoder, a
+text tower, a U-Net of 51 M weights, float32, batches of 16 on two halves of a
+CPU) from the naive one to ours, see `ablation` in configs/base.py.
+
 On a GPU `:sd2_256` and `:sd2_512` take the whole step of SD2's U-Net in
 bfloat16 beside diffusers' under torch.compile, channels last. Both have their
 weights there at once, so neither may take all memory beforehand:
@@ -35,9 +42,14 @@ SMALL = dict(
   linear_projection=True,
 )
 
+# The latents have 16 x 16 pixels.
+VAE = dict(channels=(64, 128, 256), layers_per_block=2)
+TEXT = dict(width=256, mlp=1024, depth=6, heads=4)
+
 
 def get_config(arg: str = "forward") -> ConfigDict:
-  args = ("forward", "train", "loader", "caption", "beam", "prior", *BATCH)
+  args = ("forward", "train", "loader", "caption", "beam", "prior", "ablation")
+  args += (*BATCH,)
   if arg not in args:
     raise ValueError(f"configs/bench.py has {', '.join(args)}, got {arg!r}")
   config = base.get_config()
@@ -45,6 +57,17 @@ def get_config(arg: str = "forward") -> ConfigDict:
   if arg == "loader":
     return config
   config.bench.loader_seconds = 0.0
+  if arg == "ablation":
+    config.bench.steps = 10
+    config.cpu_devices = 2
+    config.encode.size = 64
+    config.model.vae = ConfigDict(VAE)
+    config.model.text = ConfigDict(TEXT)
+    config.model.unet = ConfigDict(SMALL | dict(channels=(128, 256, 320)))
+    config.train.folders = ()
+    config.train.batch_size = 16
+    config.train.dtype = "float32"
+    return config
   config.bench.compare = "torch"
   if arg == "forward":
     config.bench.networks = ("unet", "vae", "text")

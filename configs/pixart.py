@@ -111,6 +111,10 @@ def classes(config: ConfigDict) -> None:
     dict(sample_size=32, out_channels=8, eps=1e-6, frequency_shift=0)
   )
   config.sample.prompts = ("cat", "dog")
+  # Classes are read of what was encoded before.
+  naive, _, *rest = config.ablation
+  fields = naive.replace("latent_diffusion.from_images=true ", "")
+  config.ablation = (fields, *rest)
 
 
 def captions(config: ConfigDict, size: int) -> None:
@@ -132,3 +136,12 @@ def captions(config: ConfigDict, size: int) -> None:
     # Frames of all aspect ratios, padded to one shape for one program.
     config.encode.buckets = True
     config.latent_diffusion.padded = True
+  # The naive step has T5 in it, too, and squares.
+  naive, before, *rest = config.ablation
+  config.ablation = (
+    f"{naive} encode.text_states=false encode.buckets=false "
+    "latent_diffusion.padded=false",
+    f"{before} encode.text_states=true encode.buckets={config.encode.buckets} "
+    f"latent_diffusion.padded={config.latent_diffusion.padded}",
+    *rest,
+  )

@@ -64,4 +64,11 @@ def get_config(arg: str = "256") -> ConfigDict:
   if arg == "1024":
     config.encode.buckets = True
     config.train.batch_size = 512
+  # Images are encoded in the step as middle squares only.
+  naive, before, *rest = config.ablation
+  config.ablation = (
+    f"{naive} encode.crop=centre encode.buckets=false",
+    f"{before} encode.crop=random encode.buckets={config.encode.buckets}",
+    *rest,
+  )
   return config

@@ -67,13 +67,18 @@ def kernels():
 
 
 def main(folder):
-  """Writes plans.json: one that fits, one on two slices that does not."""
+  """Writes plans.json: some that fit, one on two slices that does not."""
   plans = {
     "fits": config(
       folder,
       plan__text=f"{folder}/step.hlo",
       plan__program=f"{folder}/step.program",
       plan__published=ConfigDict(PAPER),
+    ),
+    "images": config(
+      folder,
+      encode__size=64,
+      latent_diffusion__from_images=True,
     ),
     "large": config(
       folder,

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What code is running: the git revision and the versions of packages."""
 
+import contextlib
 import functools
+import hashlib
 from importlib import metadata
 import pathlib
 import platform
@@ -47,6 +49,26 @@ def _revision() -> str:
     text=True,
   )
   return described.stdout.strip() if described.returncode == 0 else ""
+
+
+@functools.cache
+def digest() -> str:
+  """A hash of all that decides what a program is compiled to.
+
+  The package's source as it is on the disk, whatever git says of it, the
+  packages of `code`, and those that have XLA.
+  """
+  root = pathlib.Path(__file__).parents[1]
+  made = hashlib.sha256()
+  for file in sorted(root.rglob("*.py")):
+    made.update(f"{file.relative_to(root)} ".encode())
+    made.update(hashlib.sha256(file.read_bytes()).digest())
+  packages = dict(code()["packages"])
+  for name in ("jaxlib", "libtpu"):
+    with contextlib.suppress(metadata.PackageNotFoundError):
+      packages[name] = metadata.version(name)
+  made.update(repr(sorted(packages.items())).encode())
+  return made.hexdigest()
 
 
 def record(workdir: str, stage: str, config: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, BFloat16, Float, UInt8
 
 from cc_jax.core import config_json
 from cc_jax.models import autoencoder_blocks, layers
@@ -105,6 +105,13 @@ class AutoencoderKL(nnx.Module):
       mean, logvar = jnp.split(moments, 2, axis=-1)
       # Beyond these the exponential leaves float32's useful range.
       return mean, jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0))
+
+  def latents(
+    self, pixels: UInt8[Array, "B H W C"]
+  ) -> tuple[BFloat16[Array, "B I J Z"], BFloat16[Array, "B I J Z"]]:
+    """The same of images in bytes, rounded as datasets have it."""
+    mean, std = self.encode(pixels.astype(jnp.float32) / 127.5 - 1)
+    return mean.astype(jnp.bfloat16), std.astype(jnp.bfloat16)
 
   def decode(self, z: Float[Array, "B H W Z"]) -> Float[Array, "B I J C"]:
     """Images, float32 and about [-1, 1], from unscaled latents."""

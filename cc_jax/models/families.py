@@ -228,7 +228,7 @@ def open(
       the denoiser, fields of its config that data decide.
     train_text: the towers are trained, so that names need no weights.
     stored: the states of the towers are; none is opened.
-    dtype: of the towers' weights.
+    dtype: of the weights.
     mesh: on whose devices weights are made, see `hub.load`.
 
   Raises:
@@ -256,7 +256,7 @@ def open(
           "models/published.py or a folder, or set latent_diffusion.train_text"
         )
     else:
-      found[name] = hub.load(names[name], kind, mesh=mesh)
+      found[name] = hub.load(names[name], kind, dtype=dtype, mesh=mesh)
   return found
 
 

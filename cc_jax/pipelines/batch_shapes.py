@@ -33,7 +33,7 @@ def of(
     ValueError: data of this config has no such feature.
   """
   options = config.train
-  if all(
+  if options.folders and all(
     files.path(f"{folder}/features.json").exists() for folder in options.folders
   ):
     fields = [f for one in options.folders for f in shards.open(one).fields]

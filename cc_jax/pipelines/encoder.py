@@ -343,14 +343,15 @@ def _functions(
 
   @jax.jit
   def on_images(params, pixels):
-    made, x = {}, pixels.astype(jnp.float32) / 127.5 - 1
+    made = {}
     if vae:
-      mean, std = tree.merge(vae, params["vae"]).encode(x)
-      made["latent_mean"] = flat(mean.astype(jnp.bfloat16))
+      mean, std = tree.merge(vae, params["vae"]).latents(pixels)
+      made["latent_mean"] = flat(mean)
       if options.std:
-        made["latent_std"] = flat(std.astype(jnp.bfloat16))
+        made["latent_std"] = flat(std)
     if vqgan:
       network = tree.merge(vqgan, params["vqgan"])
+      x = pixels.astype(jnp.float32) / 127.5 - 1
       _, codes = network.quantise(network.encode(x))
       made["codes"] = codes.reshape(len(x), -1).astype(jnp.uint16)
     return made

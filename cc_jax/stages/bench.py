@@ -9,7 +9,9 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from cc_jax.core import (
   checkpoint,
@@ -22,8 +24,10 @@ from cc_jax.core import (
   versions,
 )
 from cc_jax.data import loader, loader_speed
+from cc_jax.models import unread
 from cc_jax.pipelines import (
   ablation,
+  batch_shapes,
   caption_speed,
   network_speed,
   prior_bench,
@@ -49,7 +53,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   if options.loader_seconds:
     found |= measure_loader(options.loader_seconds, options.loader_rate)
   if options.steps:
-    found |= ablate(config) if config.ablate else measure_step(config)
+    found |= ablate(config, found) if config.ablate else measure_step(config)
   if options.networks:
     found |= network_speed.measure(config)
   if options.caption.captioner:
@@ -147,26 +151,14 @@ def measure_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
   steps.check(options, mesh)
   with jax.set_mesh(mesh):
     given = trained(config)
-    init, update = steps.make(config, given.task)
-    key = jax.random.key(config.seed)
-    shapes = sharding.with_layouts(
-      jax.eval_shape(init, key), mesh, options.spread
-    )
-    layouts = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    state = jax.jit(init, out_shardings=layouts)(key)
-    loss = jax.device_put(
-      given.task.loss, sharding.layouts(given.task.loss, mesh)
-    )
     rows = next(given.batches)
-    batch = sharding.put_batch(rows, mesh)
+    made = compile_step(config, mesh, given.task, given.task.loss, rows)
+    compiled, state, loss, batch = made[:4]
     log.announce("bench", f"train step: {given.what}")
     theirs = {}
     if config.bench.compare:
       step = torch_step(config, given.task, state.params, rows)
       theirs["torch_step_seconds"] = step
-    with log.timed() as compiling:
-      compiled = steps.compile_update(update, state, loss, batch)
-    operations = flops.count(update, state, loss, batch)
 
     def ours():
       nonlocal state
@@ -187,11 +179,11 @@ def measure_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
     given.close()
   return figures(
     config,
-    operations,
+    made.operations,
     seconds,
     memory_gib(compiled),
     {
-      "compile_seconds": compiling(),
+      "compile_seconds": made.seconds,
       "input_stall": waited / looping,
       "saving_seconds": saving,
       "saving_stall": saving
@@ -200,21 +192,118 @@ def measure_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
   )
 
 
-def ablate(config: ml_collections.ConfigDict) -> dict[str, Any]:
+class Compiled(NamedTuple):
+  """A train step, ready to be run, and what compiling it has told."""
+
+  program: Any
+  state: steps.State
+  loss: Any
+  batch: Any
+  operations: int
+  seconds: float
+
+
+def compile_step(
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  task: tasks.Task,
+  loss: Any,
+  rows: dict[str, Any],
+) -> Compiled:
+  """The step of a task with all that it needs on the devices of the mesh.
+
+  Args:
+    config: of the run.
+    mesh: which is set.
+    task: that is trained.
+    loss: its loss, with frozen weights.
+    rows: of a batch, those of this host.
+  """
+  init, update = steps.make(config, task)
+  key = jax.random.key(config.seed)
+  shapes = sharding.with_layouts(
+    jax.eval_shape(init, key), mesh, config.train.spread
+  )
+  layouts = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+  state = jax.jit(init, out_shardings=layouts)(key)
+  loss = jax.device_put(loss, sharding.layouts(loss, mesh))
+  batch = sharding.put_batch(rows, mesh)
+  with log.timed() as compiling:
+    program = steps.compile_update(update, state, loss, batch)
+  operations = flops.count(update, state, loss, batch)
+  return Compiled(program, state, loss, batch, operations, compiling())
+
+
+def ablate(
+  config: ml_collections.ConfigDict, about: dict[str, Any]
+) -> dict[str, Any]:
   """The train step with each change of `config.ablation`, one on the other.
 
-  A table of them, and ablation.svg beside the result.
+  The whole step of the task, with its frozen networks, on made-up arrays and
+  random weights; see `ablation.run`.
   """
-
-  def measure(tried: ml_collections.ConfigDict) -> dict[str, Any]:
-    found = measure_step(tried)
-    rate = found["images_per_second"] / jax.device_count()
-    return {**found, "images_per_s_per_chip": rate}
-
-  rows = ablation.run(config, measure)
-  if log.is_first():
-    ablation.write(config.bench.result, rows)
+  if config.bench.compare:
+    raise ValueError("ablate measures ours alone; set bench.compare=''")
+  names = ("device", "devices")
+  about = {name: about[name] for name in names}
+  rows = ablation.run(config, measure_whole, config.bench.result, about)
   return {"ablation": rows}
+
+
+def measure_whole(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """A task's step by itself; without times where memory is too small for it."""
+  options, count = config.train, config.bench.steps
+  mesh = sharding.make_mesh(**options.mesh)
+  steps.check(options, mesh)
+  with jax.set_mesh(mesh):
+    with unread.weights():
+      task = tasks.make(config)
+      shapes = batch_shapes.of(config, task.features, task.transform)
+    rng = np.random.default_rng(config.seed)
+    fill = lambda leaf: made_up(leaf, rng)
+    here = options.batch_size // jax.process_count()
+    rows = {
+      name: fill(leaf.update(shape=(here, *leaf.shape[1:])))
+      for name, leaf in shapes.items()
+    }
+    try:
+      made = compile_step(
+        config, mesh, task, jax.tree.map(fill, task.loss), rows
+      )
+      state = made.state
+
+      def step():
+        nonlocal state
+        state, _ = made.program(state, made.loss, made.batch)
+        jax.block_until_ready(state)
+
+      made = made._replace(state=None)
+      seconds = timing.in_turn({"step_seconds": step}, count)
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      return {"fits": False}
+  found = figures(
+    config,
+    made.operations,
+    seconds,
+    memory_gib(made.program),
+    {"compile_seconds": made.seconds},
+  )
+  rate = found["images_per_second"] / jax.device_count()
+  return {**found, "images_per_s_per_chip": rate}
+
+
+def made_up(leaf: Any, rng: np.random.Generator) -> np.ndarray:
+  """An array where only a shape is; of whole numbers and masks, ones."""
+  if not isinstance(leaf, jax.ShapeDtypeStruct):
+    return np.asarray(leaf)
+  if leaf.dtype == np.uint8:
+    return rng.integers(0, 256, leaf.shape, np.uint8)
+  if not jnp.issubdtype(leaf.dtype, jnp.floating):
+    return np.ones(leaf.shape, leaf.dtype)
+  values = rng.standard_normal(leaf.shape, np.float32) / 50
+  return values.astype(leaf.dtype)
 
 
 def torch_step(

@@ -68,15 +68,15 @@ def ablate(
   target: hardware.Target,
   devices: list[Any],
 ) -> dict[str, Any]:
-  """Plans of the steps of `config.ablation`; ablation.svg beside the result."""
+  """Plans of the steps of `config.ablation`: see `ablation.run`."""
 
   def measure(tried: ml_collections.ConfigDict) -> dict[str, Any]:
     mesh = sharding.make_mesh(**tried.train.mesh, devices=devices)
     return plan(tried, target, mesh)
 
-  rows = ablation.run(config, measure)
-  ablation.write(config.plan.result, rows)
-  return {"config": config.name, "slice": target.name, "ablation": rows}
+  about = {"config": config.name, "slice": target.name}
+  rows = ablation.run(config, measure, config.plan.result, about)
+  return {**about, "ablation": rows}
 
 
 def finish(
@@ -200,7 +200,8 @@ def describe(
   """All figures of a plan."""
   options = config.train
   scopes = operations(config)
-  total, text = sum(scopes.values()), scopes.get("text", 0)
+  total = sum(scopes.values())
+  frozen = {name: scopes[name] for name in ("text", "vae") if name in scopes}
   found: dict[str, Any] = {
     "config": config.name,
     "slice": target.name,
@@ -213,8 +214,9 @@ def describe(
     "flops": total,
     # What is computed a second time counts for nothing in `mfu`.
     "flops_parts": {
-      "text": text,
-      "trained": total - text,
+      "text": 0,
+      **frozen,
+      "trained": total - sum(frozen.values()),
       "again": made.operations - total,
     },
     "tflop_per_image": total / options.batch_size / 1e12,

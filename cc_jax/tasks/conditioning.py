@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a denoiser is told of an image, out of a record.
 
-  tokens   ids of the caption, which text towers read in the step
+  tokens   ids of the caption, which text towers read in the step; of the
+           caption itself, where a record has not been encoded
   states   of T5 for the caption, stored by `cc-jax encode` for valid tokens
            only: its encoder would cost more than the step (PixArt-alpha)
   label    the number of a class (DiT)
@@ -20,7 +21,7 @@ import ml_collections
 import numpy as np
 
 from cc_jax.core import files
-from cc_jax.data import classes, empty_caption, tokenize
+from cc_jax.data import classes, clean_caption, empty_caption, tokenize
 from cc_jax.models import families, hub, unread
 
 NULLS = ("empty", "buffer")
@@ -101,6 +102,8 @@ def make(config: ml_collections.ConfigDict, family: str) -> Reader:
     name: None if planned(one) else tokenize.load(one)
     for name, one in families.tokenizers(family, names).items()
   }
+  if config.latent_diffusion.from_images:
+    return of_captions(tokenizers, config.encode, names.clean)
   return of_tokens(tokenizers, config.encode.tokens)
 
 
@@ -128,6 +131,35 @@ def of_tokens(tokenizers: Mapping[str, Any], length: int) -> Reader:
     drop=lambda words, read, dropped: captions(
       drop(read[0].tokens, words.empty, dropped), words
     ),
+  )
+
+
+def of_captions(
+  tokenizers: Mapping[str, Any],
+  options: ml_collections.ConfigDict,
+  clean: bool,
+) -> Reader:
+  """The same of captions as text: `cc-jax encode` has not been there.
+
+  Args:
+    tokenizers: as of `of_tokens`.
+    options: `config.encode`, of which the caption's name and length are read.
+    clean: by T5's rules, before they are tokenised.
+  """
+  first, length = tokenizers["text"], options.tokens
+
+  def transform(record):
+    caption = record[options.caption]
+    caption = clean_caption.clean(caption) if clean else caption
+    if first is None:
+      ids = np.zeros(length, np.int32)
+    else:
+      ids = np.asarray(tokenize.encode(first, [caption], length)[0][0])
+    rest = {k: v for k, v in record.items() if k != options.caption}
+    return {**rest, "tokens": ids}
+
+  return of_tokens(tokenizers, length)._replace(
+    feature=options.caption, weights={}, transform=transform
   )
 
 

@@ -2,11 +2,12 @@
 """Text to latent by diffusion: one loss for all families.
 
 "High-Resolution Image Synthesis with Latent Diffusion Models",
-arXiv 2112.10752, eq. 3, with latents that were encoded before and text that is
-encoded here: CLIP costs 8 % of a step at 256 pixels, its states twenty times
-the storage of the latents. (T5's states are stored: conditioning.py.) Where the
-denoiser learns a variance, as DiT and PixArt-alpha do, the variational bound
-comes on top: diffusion/variational.py.
+arXiv 2112.10752, eq. 3, with latents that were encoded before, if not asked
+otherwise (latent_source.py), and text that is encoded here: CLIP costs 8 % of a
+step at 256 pixels, its states twenty times the storage of the latents. (T5's
+states are stored: conditioning.py.) Where the denoiser learns a variance, as
+DiT and PixArt-alpha do, the variational bound comes on top:
+diffusion/variational.py.
 """
 
 from collections.abc import Mapping
@@ -19,11 +20,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import ml_collections
 
 from cc_jax.core import sharding, tree
-from cc_jax.data import latents
 from cc_jax.diffusion import schedule as schedules
 from cc_jax.diffusion import variational
 from cc_jax.models import families, kinds, layers
-from cc_jax.tasks import conditioning, padded, starting, task
+from cc_jax.tasks import conditioning, latent_source, starting, task
 
 
 def make(config: ml_collections.ConfigDict) -> task.Task:
@@ -52,7 +52,8 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   vae = found.pop("vae")
   denoiser = found[row.denoiser].config
   check_channels(row.denoiser, denoiser, vae.config.latent_channels)
-  layout = layout_of(config, denoiser, vae.config.factor)
+  source = latent_source.make(config, vae, denoiser, row.features)
+  found |= source.networks
   structures = {
     name: kinds.structure(
       row.kinds[name],
@@ -87,6 +88,7 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
       name: tree.merge(structure, weights[name])
       for name, structure in structures.items()
     }
+    batch = source.read(networks, batch)
     keys = jax.random.split(key, 4)
     x0 = sample_latent(batch, keys[0]) * vae.config.scaling_factor
     if "token_mask" in batch:
@@ -128,51 +130,13 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   return task.Task(
     init=init,
     loss=jax.tree_util.Partial(loss, frozen, reader.known),
-    features=(
-      "latent_mean",
-      *(("latent_std",) if config.encode.std else ()),
-      reader.feature,
-      *row.features,
-      *(("bucket",) if config.encode.buckets else ()),
-    ),
-    transform=chain(reader.transform, layout),
-    weights={
-      "latent_mean": vae.hash,
-      "latent_std": vae.hash,
-      **reader.weights,
-    },
+    features=(reader.feature, *source.features),
+    transform=latent_source.chain(reader.transform, source.transform),
+    weights={**source.weights, **reader.weights},
     parts=parts,
     bucketed=config.encode.buckets and not options.padded,
     start=functools.partial(starting.load, parts, config),
   )
-
-
-def layout_of(
-  config: ml_collections.ConfigDict, denoiser: Any, factor: int
-) -> Any:
-  """What makes a record's latents maps, or tokens of one number; or None.
-
-  Raises:
-    ValueError: `padded` without buckets, or for another than a transformer.
-  """
-  if not config.latent_diffusion.padded:
-    return latents.shaped if config.encode.buckets else None
-  if not config.encode.buckets or not hasattr(denoiser, "patch"):
-    raise ValueError(
-      "latent_diffusion.padded is for transformers over patches, on images of "
-      "encode.buckets"
-    )
-  return padded.make(
-    denoiser, (config.encode.size // factor // denoiser.patch) ** 2
-  )
-
-
-def chain(*transforms: Any) -> Any:
-  """One transform after another; None for none at all."""
-  found = [one for one in transforms if one is not None]
-  if not found:
-    return None
-  return lambda record: functools.reduce(lambda x, one: one(x), found, record)
 
 
 def errors(

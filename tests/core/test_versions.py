@@ -50,3 +50,19 @@ def test_a_record_has_the_command_as_a_shell_takes_it(tmp_path, monkeypatch):
   versions.record(str(tmp_path), "train", ml_collections.ConfigDict())
   stages = json.loads((tmp_path / "config.json").read_text())
   assert stages["train"]["command"] == "cc-jax train '--workdir=a b'"
+
+
+def test_a_digest_is_of_the_source_and_of_the_versions(tmp_path, monkeypatch):
+  (tmp_path / "core").mkdir()
+  source = tmp_path / "core/versions.py"
+  monkeypatch.setattr(versions, "__file__", str(source))
+  find = versions.digest.__wrapped__
+
+  def found(text):
+    source.write_text(text)
+    return find()
+
+  assert found("a = 1") == found("a = 1") != found("a = 2")
+  before = found("a = 1")
+  monkeypatch.setattr(versions, "code", lambda: {"packages": {"jax": "0"}})
+  assert find() != before

@@ -10,11 +10,12 @@ import tiny
 
 from cc_jax.core import config as configs
 from cc_jax.core import sharding, tree
-from cc_jax.models import hub
+from cc_jax.models import hub, unread
 from cc_jax.pipelines import ablation, reference_training
 from cc_jax.stages import bench
 from cc_jax.tasks import denoiser
 from cc_jax.tasks import step as steps
+from cc_jax.tasks import task as tasks
 
 
 def small(workdir, **fields):
@@ -54,36 +55,73 @@ def test_an_ablation_measures_each_step_on_top_of_those_before(
   made = small(tmp_path, ablate=True)
   # What a run on a CPU can tell apart.
   with made.unlocked():
-    made.ablation = tuple(
-      made.ablation[index] for index in (0, 1, len(made.ablation) - 1)
-    )
+    made.ablation = made.ablation[:2]
   found = bench.main(made, str(tmp_path))["ablation"]
   rates = [row["images_per_s_per_chip"] for row in found]
-  assert [row["name"] for row in found[:2]] == ["naive", "bfloat16"]
+  names = [ablation.changes([text])[0].name for text in made.ablation]
+  assert [row["name"] for row in found] == names
   for row, rate in zip(found, rates, strict=True):
     per_step = row["figures"]["step_seconds"] * jax.device_count()
     assert rate == pytest.approx(8 / per_step)
     assert row["speedup"] == rate / rates[0]
-  # The last halves the first moment, on top of the type of the one before.
-  gib = [row["figures"]["gib_per_device"] for row in found]
-  assert gib[1] > gib[2]
-  assert "| bfloat16 |" in capsys.readouterr().out
+  # The first encodes images.
+  tflop = [row["figures"]["tflop_per_step"] for row in found]
+  assert tflop[0] > tflop[1] > 0
+  assert "| latents encoded before |" in capsys.readouterr().out
   assert "1.00x" in (tmp_path / "ablation.svg").read_text()
 
 
-@pytest.mark.parametrize("name", ["base", "sd2"])
+def test_a_step_of_an_ablation_that_memory_is_too_small_for_is_no_error(
+  tmp_path, monkeypatch
+):
+  made = small(tmp_path, ablate=True)
+
+  def refuse(reason):
+    def compile_step(*args):
+      raise jax.errors.JaxRuntimeError(reason)
+
+    monkeypatch.setattr(bench, "compile_step", compile_step)
+
+  refuse("RESOURCE_EXHAUSTED: Out of memory")
+  assert bench.measure_whole(made) == {"fits": False}
+  refuse("INTERNAL: something else")
+  with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+    bench.measure_whole(made)
+
+
+def test_an_ablation_beside_torch_is_refused(tmp_path):
+  made = small(tmp_path, ablate=True, bench__compare="torch")
+  with pytest.raises(ValueError, match=r"set bench\.compare=''"):
+    bench.main(made, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "base.py",
+    "sd2.py:256",
+    "common_canvas_l.py:512",
+    "sdxl.py:256",
+    "sdxl.py:1024",
+    "pixart.py:pixel",
+    "pixart.py:align",
+    "pixart.py:aesthetic_1024",
+  ],
+)
 def test_the_steps_of_an_ablation_end_where_a_config_begins(name):
   """All that makes a step slow in the first is set back by those after it."""
-  made = configs.load(f"configs/{name}.py")
+  made = configs.load(f"configs/{name}")
   first, *rest = ablation.changes(made.ablation)
   undone = dict(pair for change in rest for pair in change.fields)
   assert set(undone) == {field for field, _ in first.fields}
-  tried = []
-  ablation.run(made, lambda config: tried.append(config.train.to_dict()) or {})
-  own = made.train.to_dict()
-  assert {k: v for k, v in tried[-1].items() if own[k] != v} == {
-    "moments": "bfloat16"
-  }
+  naive, *_, last = ablation.cumulative(made, [first, *rest])
+  with unread.weights():
+    features = [tasks.make(one).features for one in (naive, last)]
+  assert ("image" in features[0]) == (name != "pixart.py:pixel")
+  assert "latent_mean" in features[1]
+  own, found = tree.flatten(made.to_dict()), tree.flatten(last.to_dict())
+  differ = {path: x for path, x in found.items() if own[path] != x}
+  assert differ == {"train.moments": "bfloat16"}
 
 
 @pytest.mark.parametrize("decay", ["matrices", "all"])

@@ -122,6 +122,17 @@ def test_the_text_of_a_plan_says_what_the_plan_says(planned):
   assert json.loads(head)["device"] == "TPU v4"
 
 
+def test_images_that_are_encoded_in_the_step_are_planned(planned):
+  plain, found = planned[1]["fits"], planned[1]["images"]
+  assert found["fits"]
+  assert found["cycles_scopes"]["vae"] > 0
+  assert "vae" not in plain["cycles_scopes"]
+  parts = found["flops_parts"]
+  assert parts["vae"] > 0
+  assert parts["trained"] + parts["text"] + parts["vae"] == found["flops"]
+  assert found["hbm_gib_parts"]["frozen"] > plain["hbm_gib_parts"]["frozen"]
+
+
 def test_what_does_not_fit_is_told_with_what_would(planned):
   _, plans, printed = planned
   found = plans["large"]
