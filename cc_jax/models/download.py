@@ -5,6 +5,7 @@ Those of the Hugging Face hub go to its own cache. A few networks were only ever
 published as single files elsewhere; they go beside it, to HF_HOME/cc_jax.
 """
 
+from collections.abc import Sequence
 import glob
 import hashlib
 import os
@@ -39,26 +40,67 @@ def fetch(
   """
   if entry.repository.startswith("https://"):
     return _file(name, entry)
-  reason = "no weights in it"
+  try:
+    return network(entry.repository, entry.subfolder, stem, variant)
+  except ValueError as error:
+    raise ValueError(
+      f"cannot fetch {name} ({entry.repository}/{entry.subfolder}): {error} "
+      "Copy that folder here and name the copy, or allow the network."
+    ) from error
+
+
+def network(
+  repository: str,
+  subfolder: str,
+  stem: str,
+  variant: str | None = None,
+  revision: str | None = None,
+) -> str:
+  """The local folder of one network of the hub, or the file of its weights.
+
+  Args:
+    repository: on the hub.
+    subfolder: of it, or a file of weights.
+    stem: of the file name of weights in a folder.
+    variant: as of `hub.load`; None fetches the first that is there.
+    revision: as of `snapshot`.
+
+  Raises:
+    ValueError: why it cannot be fetched.
+  """
   choices = [("config.json", *n) for n in weight_files.names(stem, variant)]
-  alone = entry.subfolder.endswith(weight_files.SUFFIXES)
+  alone = subfolder.endswith(weight_files.SUFFIXES)
   for wanted in [("",)] if alone else choices:
     # Without the slash that joining nothing would add.
-    patterns = [os.path.join(entry.subfolder, w).rstrip("/") for w in wanted]
-    try:
-      folder = huggingface_hub.snapshot_download(
-        entry.repository, allow_patterns=patterns
-      )
-    except (OSError, ValueError) as error:
-      reason = str(error).strip().partition("\n")[0]
-      break
+    patterns = [os.path.join(subfolder, w).rstrip("/") for w in wanted]
+    folder = snapshot(repository, patterns, revision)
     found = [p for p in patterns if glob.glob(os.path.join(folder, p))]
     if alone or set(found) - {patterns[0]}:
-      return os.path.join(folder, entry.subfolder)
-  raise ValueError(
-    f"cannot fetch {name} ({entry.repository}/{entry.subfolder}): {reason} "
-    "Copy that folder here and name the copy, or allow the network."
-  )
+      return os.path.join(folder, subfolder)
+  raise ValueError("no weights in it")
+
+
+def snapshot(
+  repository: str, patterns: Sequence[str], revision: str | None = None
+) -> str:
+  """The local folder of a repository of the hub, whose name is the revision.
+
+  Args:
+    repository: on the hub.
+    patterns: of the files that are fetched, unless they were before.
+    revision: None for the newest, or that which was fetched offline.
+
+  Raises:
+    ValueError: why it cannot be fetched.
+  """
+  at = {"revision": revision} if revision else {}
+  try:
+    return huggingface_hub.snapshot_download(
+      repository, allow_patterns=list(patterns), **at
+    )
+  except (OSError, ValueError) as error:
+    reason = str(error).strip().partition("\n")[0]
+    raise ValueError(reason) from error
 
 
 def _file(name: str, entry: published.Entry) -> str:

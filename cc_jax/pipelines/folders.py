@@ -14,12 +14,13 @@ What differs between families is a row of `LAYOUTS`.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import os
 from typing import Any, NamedTuple
 
 from cc_jax.core import files, sharding, tree
 from cc_jax.data import classes, tokenize
 from cc_jax.diffusion import scheduler_config
-from cc_jax.models import families, hub, kinds
+from cc_jax.models import download, families, hub, kinds
 from cc_jax.pipelines import text_to_image
 
 # In tokens; a tokenizer that states more states nothing.
@@ -38,6 +39,8 @@ class Layout(NamedTuple):
     absent: parts of the class that the folder does not have.
     extra: further arguments of the class.
     check: refuses a denoiser's config that the class would use otherwise.
+    length: in tokens, to which the class cuts captions, if its tokenizers do
+      not; 0 for none.
   """
 
   pipeline: str
@@ -45,6 +48,7 @@ class Layout(NamedTuple):
   absent: tuple[str, ...] = ()
   extra: Mapping[str, Any] = {}
   check: Callable[[Any], None] = lambda config: None
+  length: int = 0
 
 
 def check_pixart(config: Any) -> None:
@@ -69,7 +73,9 @@ LAYOUTS = {
     "CLIPTokenizer",
     ("feature_extractor", "image_encoder"),
   ),
-  "pixart": Layout("PixArtAlphaPipeline", "T5Tokenizer", check=check_pixart),
+  "pixart": Layout(
+    "PixArtAlphaPipeline", "T5Tokenizer", check=check_pixart, length=120
+  ),
   "dit": Layout("DiTPipeline", ""),
 }
 
@@ -178,6 +184,48 @@ def read(folder: str, model: text_to_image.Model) -> text_to_image.Model:
   return model._replace(params=params)
 
 
+def family_of(folder: str, name: str) -> str:
+  """The family of a folder's pipeline.
+
+  Raises:
+    ValueError: it is of a class that is not one of ours.
+  """
+  told = files.read_json(f"{folder}/model_index.json")
+  for family, row in LAYOUTS.items():
+    if row.pipeline == told.get("_class_name"):
+      return family
+  known = ", ".join(row.pipeline for row in LAYOUTS.values())
+  raise ValueError(
+    f"{name} is a {told.get('_class_name')}; expected one of {known}"
+  )
+
+
+def fetch(repository: str) -> str:
+  """The folder of a pipeline of the hub on this machine, all of one revision.
+
+  Weights of each network are fetched once, in the first form that is there,
+  and nothing that is not read, as a safety checker.
+
+  Raises:
+    ValueError: it cannot be fetched, or is of a class that is not one of ours,
+      of which no weights are fetched.
+  """
+  folder = download.snapshot(repository, ["model_index.json"])
+  if not os.path.exists(f"{folder}/model_index.json"):
+    raise ValueError(f"{repository} has no model_index.json: no pipeline")
+  family = families.FAMILIES[family_of(folder, repository)]
+  revision = os.path.basename(folder)
+  tokenizers = [f"{tokenizer_folder(name)}/*" for name in family.text]
+  download.snapshot(repository, ["scheduler/*", *tokenizers], revision)
+  for part, kind in family.kinds.items():
+    inside, stem = families.FOLDERS[part], kinds.KINDS[kind].stem
+    try:
+      download.network(repository, inside, stem, revision=revision)
+    except ValueError as error:
+      raise ValueError(f"{repository}/{inside}: {error}") from None
+  return folder
+
+
 def open(
   folder: str, dtype: str = "float32", length: int = 77
 ) -> text_to_image.Model:
@@ -194,17 +242,7 @@ def open(
     ValueError: it is no such folder, or of a class that is not one of ours.
   """
   told = files.read_json(f"{folder}/model_index.json")
-  name = next(
-    (
-      key for key, row in LAYOUTS.items() if row.pipeline == told["_class_name"]
-    ),
-    None,
-  )
-  if name is None:
-    known = ", ".join(row.pipeline for row in LAYOUTS.values())
-    raise ValueError(
-      f"{folder} is a {told['_class_name']}; expected one of {known}"
-    )
+  name = family_of(folder, folder)
   family = families.FAMILIES[name]
   found = {
     part: hub.load(
@@ -216,7 +254,16 @@ def open(
     part: tokenize.load(f"{folder}/{tokenizer_folder(part)}")
     for part in family.text
   }
-  longest = min(one.model_max_length for one in tokenizers.values())
+  longest = min(
+    [
+      length if one.model_max_length > LONGEST else one.model_max_length
+      for one in tokenizers.values()
+    ]
+    or [length]
+  )
+  if not tokenizers:
+    named = sorted(told.get("id2label", {}).items(), key=lambda x: int(x[0]))
+    tokenizers = {"label": classes.Classes(tuple(label for _, label in named))}
   schedule, prediction = scheduler_config.read_training(
     files.read_json(f"{folder}/scheduler/scheduler_config.json")
   )
@@ -229,8 +276,9 @@ def open(
     scaling_factor=found["vae"].config.scaling_factor,
     schedule=schedule,
     prediction=prediction,
+    # Of an old file that does not say it, the default of diffusers' class.
     zero_empty=bool(
-      family.zeroed and told.get("force_zeros_for_empty_prompt", False)
+      family.zeroed and told.get("force_zeros_for_empty_prompt", True)
     ),
   )
   return text_to_image.Model(
@@ -238,7 +286,7 @@ def open(
     {part: one.params for part, one in found.items()},
     {part: one.config for part, one in found.items()},
     tokenizers,
-    longest if longest <= LONGEST else length,
+    min(longest, LAYOUTS[name].length or LONGEST),
   )
 
 

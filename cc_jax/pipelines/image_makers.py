@@ -5,14 +5,18 @@
                              CLIP-GEN the networks of config.model
     a work folder            the run that trained there, by its own config.json
     a folder of a pipeline   with model_index.json: our networks, our sampler
+    OWNER/NAME               the same, fetched from the Hugging Face hub
     diffusers:NAME           diffusers' own pipeline, of a folder or of the hub
 
 All start from the same noise: that of image i follows from the seed and i
-alone, also for diffusers, which is given it.
+alone, also for diffusers, which is given it, unless a pipeline's latents are no
+maps (Flux). What diffusers draws itself is of the seed plus i, as CommonCanvas
+had it.
 """
 
 from collections.abc import Callable, Sequence
 import os
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +35,7 @@ from cc_jax.pipelines import (
 )
 
 DIFFUSERS = "diffusers:"
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 class Maker(NamedTuple):
@@ -63,8 +68,10 @@ def open(config: ml_collections.ConfigDict, name: str = "") -> Maker:
   if not name:
     return _trained(config)
   place = files.path(name)
+  if not place.exists() and REPOSITORY.fullmatch(name):
+    place = files.path(fetched(name))
   if (place / "model_index.json").exists():
-    model = folders.open(name, config.train.dtype, config.encode.tokens)
+    model = folders.open(str(place), config.train.dtype, config.encode.tokens)
     return _ours(config, model, name)
   if (place / "config.json").exists():
     made = run_config(config, name)
@@ -74,6 +81,21 @@ def open(config: ml_collections.ConfigDict, name: str = "") -> Maker:
     f"config.json (a run of cc-jax train); for diffusers' own pipeline write "
     f"{DIFFUSERS}NAME"
   )
+
+
+def fetched(name: str) -> str:
+  """The folder of a pipeline that is on the hub.
+
+  Raises:
+    ValueError: it is neither here nor there, or none of ours.
+  """
+  try:
+    return folders.fetch(name)
+  except ValueError as error:
+    raise ValueError(
+      f"no model {name!r}: it is no folder here, and of the hub: {error} "
+      f"(for diffusers' own pipeline, of any class, write {DIFFUSERS}{name})"
+    ) from None
 
 
 def run_config(
@@ -189,13 +211,16 @@ def baseline(config: ml_collections.ConfigDict, name: str) -> Maker:
   def make(prompts, indices, guidance):
     found = []
     for start in range(0, len(prompts), options.batch_size):
-      rows = slice(start, start + options.batch_size)
-      shape = pipe.latent_shape(options.size)
-      xt = text_to_image.noise(key, np.asarray(indices)[rows], shape)
+      rows = np.asarray(indices)[start : start + options.batch_size]
+      xt = None
+      if pipe.latent_shape:
+        shape = pipe.latent_shape(options.size)
+        xt = np.asarray(text_to_image.noise(key, rows, shape))
       found.append(
         pipe.run(
-          list(prompts[rows]),
-          np.asarray(xt),
+          list(prompts[start : start + options.batch_size]),
+          xt,
+          config.seed + rows,
           size=options.size,
           steps=options.steps,
           guidance=float(guidance),

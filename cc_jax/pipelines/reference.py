@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import hashlib
 import importlib
 import inspect
+import json
 import tempfile
 from typing import Any, NamedTuple
 
@@ -124,18 +125,33 @@ class Pipeline(NamedTuple):
 
   Attributes:
     identity: its class, scheduler and weights, as JSON has it.
-    latent_shape: `latent_shape(size) -> (height, width, channels)`.
-    run: `run(prompts, xt, *, size, steps, guidance) -> images` from standard
-      normal noise [N H W C]; images [N Y X 3] in [0, 1].
+    latent_shape: `latent_shape(size) -> (height, width, channels)`; None where
+      it cannot be given noise, being of packed latents or of pixels, and draws
+      its own by `seeds`.
+    run: `run(prompts, xt, seeds, *, size, steps, guidance) -> images` from
+      standard normal noise [N H W C] or None, and a seed an image for what is
+      drawn by torch; images [N Y X 3] in [0, 1].
   """
 
   identity: dict[str, Any]
-  latent_shape: Callable[[int], tuple[int, int, int]]
+  latent_shape: Callable[[int], tuple[int, int, int]] | None
   run: Callable[..., np.ndarray]
 
 
+NEEDED = {
+  "prompt",
+  "height",
+  "width",
+  "num_inference_steps",
+  "guidance_scale",
+  "generator",
+}
+
+
 def pipeline(name: str, dtype: str = "float32") -> Pipeline:
-  """Any text-to-image pipeline of diffusers that takes latents to begin from.
+  """Any text-to-image pipeline of diffusers.
+
+  A safety checker is left out: it would paint pictures black.
 
   Args:
     name: a folder, or a repository on the hub.
@@ -145,25 +161,38 @@ def pipeline(name: str, dtype: str = "float32") -> Pipeline:
     ValueError: a library is not installed, or there is no such pipeline.
   """
   torch, diffusers = library("torch"), library("diffusers")
-  # It fills the terminal with bars of its own.
-  importlib.import_module("diffusers.utils.logging").disable_progress_bar()
+  # They fill the terminal with bars and advice of their own.
+  quiet = importlib.import_module("diffusers.utils.logging")
+  quiet.disable_progress_bar()
+  quiet.set_verbosity_error()
+  importlib.import_module("transformers.utils.logging").disable_progress_bar()
   try:
     pipe = diffusers.DiffusionPipeline.from_pretrained(
       name, dtype=getattr(torch, dtype)
     )
-  except (OSError, ValueError) as error:
+  # It says so by any of these, of a class that this release does not have too.
+  except (AttributeError, ImportError, OSError, ValueError) as error:
     reason = str(error).strip().partition("\n")[0]
     raise ValueError(f"diffusers cannot open {name!r}: {reason}") from None
   pipe.set_progress_bar_config(disable=True)
   pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+  if getattr(pipe, "safety_checker", None) is not None:
+    pipe.safety_checker = None
   takes = inspect.signature(pipe.__call__).parameters
-  absent = {"latents", "num_inference_steps", "guidance_scale"} - set(takes)
-  if absent:
+  kind = type(pipe).__name__
+  if absent := NEEDED - set(takes):
     raise ValueError(
-      f"{type(pipe).__name__} takes no {', '.join(sorted(absent))}; it cannot "
-      "be given a seed's noise"
+      f"{name} is a {kind}, which takes no {', '.join(sorted(absent))}; "
+      "expected a pipeline from prompts to images"
     )
-  denoiser = getattr(pipe, "unet", None) or pipe.transformer
+  if "num_frames" in takes:
+    raise ValueError(f"{name} is a {kind}, which makes videos, not images")
+  # Maps as they are: neither packed into tokens nor joined with others.
+  denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+  vae = getattr(pipe, "vae", None)
+  channels = lambda part, field: getattr(part.config, field, 0) if part else 0
+  given = channels(denoiser, "in_channels")
+  plainly = given and given == channels(vae, "latent_channels")
   plain = {"clean_caption": False, "use_resolution_binning": False}
   plain = {key: value for key, value in plain.items() if key in takes}
 
@@ -171,18 +200,23 @@ def pipeline(name: str, dtype: str = "float32") -> Pipeline:
     factor = pipe.vae_scale_factor
     if size % factor:
       raise ValueError(f"size={size} does not divide by {factor}")
-    return size // factor, size // factor, denoiser.config.in_channels
+    return size // factor, size // factor, given
 
-  def run(prompts, xt, *, size, steps, guidance):
-    latents = _tensor(torch, xt).to(pipe.device, denoiser.dtype)
+  def run(prompts, xt, seeds, *, size, steps, guidance):
+    latents = {}
+    if xt is not None:
+      xt = _tensor(torch, xt).to(pipe.device, denoiser.dtype)
+      latents = {"latents": xt}
+    draws = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     return pipe(
-      prompts,
-      latents=latents,
+      prompt=prompts,
       height=size,
       width=size,
       num_inference_steps=steps,
       guidance_scale=guidance,
+      generator=draws,
       output_type="np",
+      **latents,
       **plain,
     ).images
 
@@ -193,14 +227,20 @@ def pipeline(name: str, dtype: str = "float32") -> Pipeline:
       for key, value in sorted(module.state_dict().items()):
         digest.update(f"{part}.{key} {tuple(value.shape)}\n".encode())
         digest.update(value.cpu().float().numpy().tobytes())
+  scheduler = getattr(pipe, "scheduler", None)
+  told = dict(scheduler.config) if scheduler else {}
+  told = json.dumps(told, sort_keys=True, default=str)
+  takes_noise = plainly and "latents" in takes
   identity = {
-    "pipeline": type(pipe).__name__,
+    "pipeline": kind,
     "diffusers": diffusers.__version__,
-    "scheduler": type(pipe.scheduler).__name__,
+    "scheduler": type(scheduler).__name__,
+    "scheduler_config": hashlib.sha256(told.encode()).hexdigest()[:12],
     "weights": f"sha256:{digest.hexdigest()}",
+    "noise": "ours" if takes_noise else "torch's",
     "dtype": dtype,
   }
-  return Pipeline(identity, latent_shape, run)
+  return Pipeline(identity, latent_shape if takes_noise else None, run)
 
 
 def captioner(

@@ -79,6 +79,9 @@ def test_diffusers_makes_our_images_of_classes(dit, tmp_path, monkeypatch):
   ).images
   assert np.abs(ours - other).max() < theirs.TOLERANCE
   assert np.abs(ours[0] - ours[1]).max() > 0.02
+  opened = folders.open(folder)
+  options = dict(xt=xt, sampler="ddim", steps=10, guidance=3.0)
+  np.testing.assert_array_equal(generate(opened, chosen, **options), ours)
 
 
 def test_prompts_of_a_model_of_classes_are_their_names(dit):
