@@ -84,8 +84,10 @@ def chart(
   at_x = lambda v: (
     _LEFT + (_WIDE - _LEFT - _RIGHT) * (v - left) / (right - left)
   )
+  # Names stand above all that is drawn, so that no line runs through them.
+  top = _TOP + (16 * len(whole) if len(whole) > 1 else 0)
   at_y = lambda v: (
-    _TALL - _BOTTOM - (_TALL - _TOP - _BOTTOM) * (v - low) / (high - low)
+    _TALL - _BOTTOM - (_TALL - top - _BOTTOM) * (v - low) / (high - low)
   )
   shapes = []
   for tick in ticks(low, high):
@@ -102,8 +104,8 @@ def chart(
   shapes.append(_line(_LEFT, base, _WIDE - _RIGHT, base, "axis"))
   middle = (_LEFT + _WIDE - _RIGHT) / 2
   shapes.append(_text(middle, _TALL - 8, x))
-  turn = f' transform="rotate(-90 13 {(_TOP + base) / 2:.0f})"'
-  shapes.append(_text(13, (_TOP + base) / 2, y, more=turn))
+  turn = f' transform="rotate(-90 13 {(top + base) / 2:.0f})"'
+  shapes.append(_text(13, (top + base) / 2, y, more=turn))
   for place, (name, points) in enumerate(whole.items()):
     colour = COLOURS[place % len(COLOURS)]
     joined = " ".join(f"{at_x(p.x):.1f},{at_y(p.y):.1f}" for p in points)
@@ -128,9 +130,8 @@ def chart(
       if p.label:
         shapes.append(_text(at_x(p.x) + 7, at_y(p.y) - 6, p.label, "start"))
     if len(whole) > 1:
-      tall = _TOP + 14 * place + 6
       shapes.append(
-        f'<text x="{_WIDE - _RIGHT}" y="{tall}" text-anchor="end" '
+        f'<text x="{_LEFT}" y="{_TOP + 16 * place + 6}" '
         f'style="fill:{colour}">{html.escape(name)}</text>'
       )
   return (
