@@ -18,7 +18,7 @@ loader on made-up records of SD2 at 256 pixels.
     --config.ablate=true
 
 builds up the speed of a whole small train step of 64 pixels (an autoencoder, a
-text tower, a U-Net of 51 M weights, float32, batches of 16 on two halves of a
+text tower, a U-Net of 51 M weights, float32, batches of 8 on two halves of a
 CPU) from the naive one to ours, see `ablation` in configs/base.py.
 
 On a GPU `:sd2_256` and `:sd2_512` take the whole step of SD2's U-Net in
@@ -58,14 +58,14 @@ def get_config(arg: str = "forward") -> ConfigDict:
     return config
   config.bench.loader_seconds = 0.0
   if arg == "ablation":
-    config.bench.steps = 10
+    config.bench.steps = 7
     config.cpu_devices = 2
     config.encode.size = 64
     config.model.vae = ConfigDict(VAE)
     config.model.text = ConfigDict(TEXT)
     config.model.unet = ConfigDict(SMALL | dict(channels=(128, 256, 320)))
     config.train.folders = ()
-    config.train.batch_size = 16
+    config.train.batch_size = 8
     config.train.dtype = "float32"
     return config
   config.bench.compare = "torch"
