@@ -114,7 +114,9 @@ class Dropping(NamedTuple):
     h = block.attn(block.norm1(x), mask, angles)
     x = x + drop(h, self.share, keys[0])
     h = layers.ACTIVATIONS[block.mlp.act](block.mlp.up(block.norm2(x)))
-    h = block.mlp.down(drop(h, self.share, keys[1]))
+    h = drop(h, self.share, keys[1])
+    # Or a TPU would hash each place anew for every tile of the product.
+    h = block.mlp.down(jax.lax.optimization_barrier(h))
     return x + drop(h, self.share, keys[2])
 
 
