@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Hugging Face hub as far as fetching goes, from folders on this machine.
 
-A repository is a folder OWNER/NAME below the one that is served. It answers
-what huggingface_hub asks: the files of a revision, and each of them.
+A repository, of a model or of data, is a folder OWNER/NAME of what is served.
+It answers what huggingface_hub asks: the files of a revision, and each of them.
 """
 
 import contextlib
@@ -12,6 +12,9 @@ import json
 import os
 import pathlib
 import threading
+import urllib.parse
+
+from huggingface_hub import constants
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -29,8 +32,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self.wfile.write(data)
 
   def do_GET(self):
-    words = self.path.partition("?")[0].strip("/").split("/")
-    if words[:2] == ["api", "models"]:
+    path = urllib.parse.unquote(self.path.partition("?")[0])
+    words = path.strip("/").split("/")
+    if words[0] == "datasets":
+      del words[0]
+    if words[:2] in (["api", "models"], ["api", "datasets"]):
       repository = pathlib.Path(self.server.folder, *words[2:4])
       if repository.is_dir():
         whole = [p for p in sorted(repository.rglob("*")) if p.is_file()]
@@ -98,3 +104,12 @@ def environment(server, home):
     "HF_HUB_OFFLINE": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
   }
+
+
+def redirect(monkeypatch, server, cache):
+  """This process fetches from there, into a cache of its own."""
+  address = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+  monkeypatch.setattr(constants, "ENDPOINT", server.address)
+  monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))

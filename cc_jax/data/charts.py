@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Charts of points and lines, as SVG: in a page, or a file of their own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import html
+import itertools
 import math
+import re
 from typing import NamedTuple
 
 _WIDE, _TALL = 520, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 44  # Room around the axes.
+_HEAD = 26  # For the title of a file.
+_CAP = 2.5  # Half of the end of an interval.
 COLOURS = ("#4c6f94", "#b5543a", "#5d8a54", "#8a6aa3", "#a88532", "#3f8d8d")
 STYLE = (
   "text{font:12px system-ui,sans-serif;fill:#6a675f}"
@@ -90,6 +94,9 @@ def chart(
     _TALL - _BOTTOM - (_TALL - top - _BOTTOM) * (v - low) / (high - low)
   )
   shapes = []
+  places = _labels(
+    [[(at_x(p.x), at_y(p.y), p.label) for p in one] for one in whole.values()]
+  )
   for tick in ticks(low, high):
     shapes.append(_line(_LEFT, at_y(tick), _WIDE - _RIGHT, at_y(tick), "grid"))
     shapes.append(_text(_LEFT - 8, at_y(tick) + 4, _number(tick), "end"))
@@ -114,21 +121,25 @@ def chart(
       'stroke-width="1.6"/>'
     )
     for p in points:
-      ends = []
+      ends, h, v = [], at_x(p.x), at_y(p.y)
       if p.xs:
-        ends.append((at_x(p.xs[0]), at_y(p.y), at_x(p.xs[1]), at_y(p.y)))
+        one, two = at_x(p.xs[0]), at_x(p.xs[1])
+        ends.append((one, v, two, v))
+        ends += [(end, v - _CAP, end, v + _CAP) for end in (one, two)]
       if p.ys:
-        ends.append((at_x(p.x), at_y(p.ys[0]), at_x(p.x), at_y(p.ys[1])))
+        one, two = at_y(p.ys[0]), at_y(p.ys[1])
+        ends.append((h, one, h, two))
+        ends += [(h - _CAP, end, h + _CAP, end) for end in (one, two)]
       for one in ends:
         shapes.append(_line(*one, more=f' style="stroke:{colour}"'))
       if dots:
         told = f"{p.label or name}: {_number(p.x)}, {_number(p.y)}"
         shapes.append(
-          f'<circle cx="{at_x(p.x):.1f}" cy="{at_y(p.y):.1f}" r="3" '
+          f'<circle cx="{h:.1f}" cy="{v:.1f}" r="{2 if ends else 3}" '
           f'fill="{colour}"><title>{html.escape(told)}</title></circle>'
         )
       if p.label:
-        shapes.append(_text(at_x(p.x) + 7, at_y(p.y) - 6, p.label, "start"))
+        shapes.append(_text(*next(places), p.label))
     if len(whole) > 1:
       shapes.append(
         f'<text x="{_LEFT}" y="{_TOP + 16 * place + 6}" '
@@ -140,13 +151,56 @@ def chart(
   )
 
 
+def _labels(
+  series: Sequence[Sequence[tuple[Real, Real, str]]],
+) -> Iterator[tuple[Real, Real]]:
+  """Where the label of each point stands, as its middle on its ground line.
+
+  Near its point, and on as little as can be of lines, points, and labels that
+  stand already.
+  """
+  # Lines as points close by one another, each of little weight.
+  taken = [
+    (x + (u - x) * i / 40, y + (v - y) * i / 40, 1.0)
+    for one in series
+    for (x, y, _), (u, v, _) in itertools.pairwise(one)
+    for i in range(40)
+  ]
+  taken += [(x, y, 20.0) for one in series for x, y, _ in one]
+  for x, y, label in itertools.chain(*series):
+    if not label:
+      continue
+    half, best = 3.5 * len(label) + 1, (math.inf, x, y)
+    for place, (far, turn) in enumerate(itertools.product((1, 2, 3), range(8))):
+      angle = math.pi * (turn / 4 - 0.25)  # The first is to the upper right.
+      u = x + (half + 3 + 6 * far) * math.cos(angle)
+      v = y + 4 + (5 + 7 * far) * math.sin(angle)
+      inside = half < u < _WIDE - half and 12 < v < _TALL - _BOTTOM - 2
+      cost = place / 2 + (0 if inside else 1000)
+      for h, w, weight in taken:
+        if abs(h - u) < half + 2 and v - 12 < w < v + 3:
+          cost += weight
+      best = min(best, (cost, u, v))
+    _, u, v = best
+    # What stands there, as points that no other label may have in it.
+    taken += [
+      (u + dx, v - dy, 50.0) for dx in (-half, 0, half) for dy in (0, 5, 10)
+    ]
+    yield u, v
+
+
 def alone(svg: str) -> str:
-  """A chart as a file of its own."""
+  """A chart as a file of its own, its title above it."""
   head, _, rest = svg.partition(">")
-  ground = '<rect width="100%" height="100%" fill="white"/>'
+  title = re.search(r'aria-label="([^"]*)"', head)[1]
+  frame = f'viewBox="0 0 {_WIDE} {_TALL}"'
+  tall = _TALL + _HEAD
+  head = head.replace(frame, f'viewBox="0 {-_HEAD} {_WIDE} {tall}"')
+  ground = f'<rect y="{-_HEAD}" width="100%" height="100%" fill="white"/>'
   return (
-    f'{head} width="{_WIDE}" height="{_TALL}"><style>{STYLE}</style>'
-    f"{ground}{rest}\n"
+    f'{head} width="{_WIDE}" height="{tall}"><style>{STYLE}</style>{ground}'
+    f'<text x="{_WIDE / 2}" y="{4 - _HEAD / 2}" text-anchor="middle">{title}'
+    f"</text>{rest}\n"
   )
 
 

@@ -71,7 +71,7 @@ def draw(found: Mapping[str, Any]) -> str | None:
       )
   if not points:
     return None
-  title = "FID over CLIP score, a point for each guidance"
+  title = "FID over CLIP score, a point for each guidance, 95 % intervals"
   return charts.chart(title, {"guidance": points}, x="CLIP score", y="FID")
 
 

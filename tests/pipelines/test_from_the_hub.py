@@ -37,13 +37,9 @@ def hub(data, tmp_path_factory):
 
 @pytest.fixture
 def cache(hub, tmp_path, monkeypatch):
-  """This process fetches from there, into a cache of its own."""
+  """Where this process keeps what it fetches from there."""
   hub.fetched.clear()
-  address = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-  monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-  monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
-  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+  stub_hub.redirect(monkeypatch, hub, tmp_path / "cache")
   return tmp_path / "cache"
 
 
