@@ -23,9 +23,9 @@ beta 0.25 on the codebook's term. `:prior`: GPT-2 medium, AdamW with beta
 (0.9, 0.95), decay 0.01 of matrices, 5e-4 times batch / 256, 20 of 200 epochs of
 warm-up, cosine to 0, dropout 0.1 (but of attention's weights); `:large` is
 GPT-2 large. Noise, dropped conditions and corrupted codes are off, as
-published. Epochs are those of MS-COCO's 118,287 images: --config.train.steps and
-.warmup for others. The prior's weights are split over four devices each; on other
-numbers than multiples of four, set --config.train.mesh.fsdp, to 1 on one.
+published. Epochs are those of MS-COCO's 118,287 images: --config.train.steps
+and .warmup for others. The prior's weights are split over four devices each; on
+other numbers than multiples of four, set --config.train.mesh.fsdp, to 1 on one.
 """
 
 import base
