@@ -48,6 +48,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   options = config.bench
   if options.compare not in ("", "torch"):
     raise ValueError(f"bench.compare={options.compare!r}; expected '' or torch")
+  if config.ablate and not options.steps:
+    raise ValueError("ablate measures train steps; set bench.steps, not 0")
   found: dict[str, Any] = {"device": jax.devices()[0].device_kind}
   found["devices"] = jax.device_count()
   if options.loader_seconds:

@@ -89,9 +89,18 @@ def test_a_step_of_an_ablation_that_memory_is_too_small_for_is_no_error(
     bench.measure_whole(made)
 
 
-def test_an_ablation_beside_torch_is_refused(tmp_path):
-  made = small(tmp_path, ablate=True, bench__compare="torch")
-  with pytest.raises(ValueError, match=r"set bench\.compare=''"):
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("bench__compare", "torch", r"set bench\.compare=''"),
+    ("bench__steps", 0, r"set bench\.steps"),
+  ],
+)
+def test_an_ablation_of_nothing_or_beside_torch_is_refused(
+  tmp_path, field, value, message
+):
+  made = small(tmp_path, ablate=True, **{field: value})
+  with pytest.raises(ValueError, match=message):
     bench.main(made, str(tmp_path))
 
 
