@@ -130,7 +130,7 @@ def make(config: ml_collections.ConfigDict) -> task.Task:
   return task.Task(
     init=init,
     loss=jax.tree_util.Partial(loss, frozen, reader.known),
-    features=(*source.features, reader.feature),
+    features=(reader.feature, *source.features),
     transform=latent_source.chain(reader.transform, source.transform),
     weights={**source.weights, **reader.weights},
     parts=parts,

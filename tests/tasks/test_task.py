@@ -80,7 +80,7 @@ def test_aligned_folders_are_read_as_one(data, task):
 
 
 def test_data_without_a_feature_is_refused(data, task):
-  with pytest.raises(ValueError, match=r"no feature 'latent_mean' in .*catal"):
+  with pytest.raises(ValueError, match=r"no feature 'tokens' in .*catal"):
     tasks.source(task, [f"{data}/catalogue"], "train")
 
 
