@@ -60,7 +60,8 @@ def trained(data, tmp_path_factory):
   folder = tmp_path_factory.mktemp("vqgan")
   made = vqgan(data, folder)
   train.main(made, str(folder))
-  return folder, evaluate.main(made, str(folder)), export.main(made, folder)
+  numbers = evaluate.main(made, str(folder))
+  return folder, numbers, export.main(made, str(folder))
 
 
 def test_a_trained_vqgan_opens_in_diffusers(trained):
