@@ -233,9 +233,8 @@ def _collective(
   start is counted; the products are products.
   """
   called, name = " ".join(operation.calls()), operation.name
-  if operation.code.endswith("-done") or name.startswith(f"{ASYNC}-done"):
-    return None
-  if called.startswith("async_collective_fusion"):
+  ended = operation.code.endswith("-done") or name.startswith(f"{ASYNC}-done")
+  if ended or called.startswith("async_collective_fusion"):
     return None
   hidden = operation.code.endswith("-start") or name.startswith(
     f"{ASYNC}-start"

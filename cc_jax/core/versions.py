@@ -3,7 +3,6 @@
 
 import contextlib
 import functools
-import hashlib
 from importlib import metadata
 import pathlib
 import platform
@@ -59,16 +58,15 @@ def digest() -> str:
   packages of `code`, and those that have XLA.
   """
   root = pathlib.Path(__file__).parents[1]
-  made = hashlib.sha256()
-  for file in sorted(root.rglob("*.py")):
-    made.update(f"{file.relative_to(root)} ".encode())
-    made.update(hashlib.sha256(file.read_bytes()).digest())
+  source = {
+    str(file.relative_to(root)): files.sha256(file)
+    for file in sorted(root.rglob("*.py"))
+  }
   packages = dict(code()["packages"])
   for name in ("jaxlib", "libtpu"):
     with contextlib.suppress(metadata.PackageNotFoundError):
       packages[name] = metadata.version(name)
-  made.update(repr(sorted(packages.items())).encode())
-  return made.hexdigest()
+  return files.sha256(files.to_json([source, packages]).encode())
 
 
 def record(workdir: str, stage: str, config: Any) -> None:

@@ -6,7 +6,6 @@ speed-up step by step, for whatever measures a config: a plan or a machine.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import json
 from typing import Any, NamedTuple
 from xml.sax import saxutils
 
@@ -123,8 +122,7 @@ def identity(
   for name in ("ablate", "ablation", "ablation_steps"):
     fields.pop(name, None)
   whole = [fields, dict(about), versions.digest()]
-  text = json.dumps(whole, sort_keys=True, default=str)
-  return files.sha256(text.encode())
+  return files.sha256(files.to_json(whole).encode())
 
 
 def known(result: str) -> dict[str, dict[str, Any]]:

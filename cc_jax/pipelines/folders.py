@@ -184,13 +184,16 @@ def read(folder: str, model: text_to_image.Model) -> text_to_image.Model:
   return model._replace(params=params)
 
 
-def family_of(folder: str, name: str) -> str:
-  """The family of a folder's pipeline.
+def family_of(told: Mapping[str, Any], name: str) -> str:
+  """The family of a pipeline.
+
+  Args:
+    told: what its model_index.json says.
+    name: of the pipeline, for the refusal.
 
   Raises:
     ValueError: it is of a class that is not one of ours.
   """
-  told = files.read_json(f"{folder}/model_index.json")
   for family, row in LAYOUTS.items():
     if row.pipeline == told.get("_class_name"):
       return family
@@ -213,7 +216,8 @@ def fetch(repository: str) -> str:
   folder = download.snapshot(repository, ["model_index.json"])
   if not os.path.exists(f"{folder}/model_index.json"):
     raise ValueError(f"{repository} has no model_index.json: no pipeline")
-  family = families.FAMILIES[family_of(folder, repository)]
+  told = files.read_json(f"{folder}/model_index.json")
+  family = families.FAMILIES[family_of(told, repository)]
   revision = os.path.basename(folder)
   tokenizers = [f"{tokenizer_folder(name)}/*" for name in family.text]
   download.snapshot(repository, ["scheduler/*", *tokenizers], revision)
@@ -242,7 +246,7 @@ def open(
     ValueError: it is no such folder, or of a class that is not one of ours.
   """
   told = files.read_json(f"{folder}/model_index.json")
-  name = family_of(folder, folder)
+  name = family_of(told, folder)
   family = families.FAMILIES[name]
   found = {
     part: hub.load(
