@@ -6,7 +6,6 @@ import contextlib
 import contextvars
 
 import jax
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -17,10 +16,6 @@ from cc_jax.models import attention_kernel
 # own everywhere: to measure what the rest is worth.
 CHOICES = ("auto", "einsum")
 _choice = contextvars.ContextVar("attention", default="auto")
-
-# Keys that do not fit in fast memory at once, and at least so many.
-SPLASH_TOKENS = 1024
-BLOCKS = (1024, 512, 384, 256, 128)
 
 
 def check(choice: str) -> None:
@@ -69,7 +64,7 @@ def attention(
     scale: instead of 1 / sqrt(K).
   """
   plain = bias is None and (mask is None or mask.ndim == 2)
-  kernel = _kernel(q, k) if plain else None
+  kernel = _kernel(q) if plain else None
   if kernel is not None:
     if mask is not None:
       mask = jnp.broadcast_to(mask, k.shape[:2])
@@ -90,20 +85,17 @@ def attention(
     )
 
 
-def _kernel(q, k):
+def _kernel(q):
   """The kernel for such arrays, None where XLA's own way is the best."""
   if choice() != "auto" or sharding.platform() != "tpu":
     return None
   B, T, N, K = q.shape
-  S = k.shape[1]
-  if attention_kernel.fits(T, S, N * K, N):
-    return sharding.by_head(B, N, by_rows)
-  if T == S >= SPLASH_TOKENS and block(T):
-    return sharding.by_head(B, N, splash_attention)
+  if attention_kernel.fits(T, N * K, N):
+    return sharding.by_head(B, N, by_columns)
   return None
 
 
-def by_rows(
+def by_columns(
   q: Float[Array, "B T N K"],
   k: Float[Array, "B S N K"],
   v: Float[Array, "B S N K"],
@@ -114,67 +106,8 @@ def by_rows(
   interpret: bool = False,
 ) -> Float[Array, "B T N K"]:
   """See `attention_kernel.attention`, for arrays as they are here."""
-  flat = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
+  turned = (x.reshape(*x.shape[:2], -1).swapaxes(1, 2) for x in (q, k, v))
   x = attention_kernel.attention(
-    *flat, mask, q.shape[2], causal, scale, interpret
+    *turned, mask, q.shape[2], causal, scale, interpret
   )
-  return x.reshape(q.shape)
-
-
-def block(tokens: int) -> int | None:
-  """The longest of `BLOCKS` that a number of tokens divides into, if any."""
-  return next((size for size in BLOCKS if tokens % size == 0), None)
-
-
-def splash_attention(
-  q: Float[Array, "B T N K"],
-  k: Float[Array, "B T N K"],
-  v: Float[Array, "B T N K"],
-  mask: Bool[Array, "B T"] | None,
-  causal: bool,
-  scale: float,
-  *,
-  interpret: bool = False,
-) -> Float[Array, "B T N K"]:
-  """Pallas's kernel for TPU, which never writes products of tokens to memory.
-
-  "FlashAttention-2", arXiv 2307.08691, in the form that ships with JAX. The
-  products are of q and k in their own type and summed in float32.
-
-  Args:
-    q: queries; T is a multiple of one of `BLOCKS`.
-    k: keys.
-    v: values.
-    mask: true where a token may be attended to, one at least of each row.
-    causal: a token sees those up to itself only.
-    scale: of the products.
-    interpret: run the kernel's steps one by one, on any device.
-  """
-  T, N = q.shape[1], q.shape[2]
-  size = block(T)
-  # One kernel for all three gradients, five products instead of seven, where
-  # a block holds all keys; over several its sums would need memory for each.
-  if size == T:
-    backward = dict(use_fused_bwd_kernel=True)
-  else:
-    backward = dict(block_q_dq=size, block_kv_dq=size)
-  seen = splash.CausalMask if causal else splash.FullMask
-  kernel = splash.make_splash_mha_single_device(
-    splash.MultiHeadMask([seen((T, T))] * N),
-    block_sizes=splash.BlockSizes(
-      block_q=size,
-      block_kv=size,
-      block_q_dkv=size,
-      block_kv_dkv=size,
-      **backward,
-    ),
-    interpret=interpret,
-  )
-  q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))  # [B N T K]
-  # Queries are of segment 1, as all keys that are not hidden.
-  segments = None
-  if mask is not None:
-    keys = mask.astype(jnp.int32)
-    segments = splash.SegmentIds(q=jnp.ones_like(keys), kv=keys)
-  x = jax.vmap(kernel)(q.astype(v.dtype), k, v, segments)
-  return x.swapaxes(1, 2)
+  return x.swapaxes(1, 2).reshape(q.shape)

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of rows that fit in a TPU's fast memory, in one Pallas kernel.
+"""Attention for TPUs in two Pallas kernels, forward and backward.
 
-A token's products with all keys are held at once, so the softmax needs no
-second pass, and nothing of size T x S is ever written to memory: the idea of
-"FlashAttention", arXiv 2205.14135, without its loop over blocks of keys. Heads
-are slices of the last axis, as the layers before and after have them; splash,
-which wants heads before tokens, would move every array twice.
+"FlashAttention-2", arXiv 2307.08691: nothing of size T x S is ever written to
+memory. What is particular here is that channels come before tokens. A head is
+then a slice of rows, which needs no padding to 128 lanes and is not moved, and
+XLA's products write and read such arrays at no cost, while kernels that want
+heads before tokens cost copies. Products are [S T], so that sums over keys are
+sums of registers, and one of all products' factors is turned in the kernel.
+Powers are of 2, which is what the hardware has.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -18,45 +22,38 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 LANES = 128
-# Queries of a block, keys, and elements of a block of keys, such that they and
-# their gradients fit.
-ROWS = 256
-KEYS = 1024
-ELEMENTS = 1024 * 384
+# Tokens up to which a length need not be a whole number of lanes.
+SHORT = 512
+# Tokens of a block at most, and elements of a head in one.
+LONGEST, AREA = 1024, 1024 * 144
+# Tokens of a piece, of which the products are in registers at once; and pieces
+# of a program, which is longer to compile with each.
+PIECE, PIECES = 256, 16
+# Pieces of which the products are begun before they are needed.
+AHEAD = 2
+# Elements of a head's gradient of queries that are summed in fast memory.
+SUMMED = 2**20
 # Added to products with keys that are not to be seen.
 HIDDEN = -1e30
+LOG2E = math.log2(math.e)
 
 
-def fits(tokens: int, sources: int, width: int, heads: int) -> bool:
-  """Whether queries [T D] and keys [S D] are small and regular enough."""
-  regular = tokens % ROWS == 0 or (tokens < ROWS and tokens % 16 == 0)
-  wide = _width(max(_rows(tokens), _up(sources)), width, heads)
-  return regular and _up(sources) <= KEYS and wide is not None
+def fits(tokens: int, width: int, heads: int) -> bool:
+  """Whether queries [D T] are regular enough."""
+  step = 16 if tokens <= SHORT else LANES
+  return tokens % step == 0 and width // heads % 8 == 0
 
 
-def _width(tokens, width, heads):
-  """Of a block: of all heads, or of those that fill the lanes, if they fit."""
-  if tokens * _up(width) <= ELEMENTS:
-    return width
-  whole = width % LANES == 0 and LANES % (width // heads) == 0
-  return LANES if whole and tokens * LANES <= ELEMENTS else None
-
-
-def _up(size):
-  return math.ceil(size / LANES) * LANES
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def attention(
-  q: Float[Array, "B T D"],
-  k: Float[Array, "B S D"],
-  v: Float[Array, "B S D"],
+  q: Float[Array, "B D T"],
+  k: Float[Array, "B D S"],
+  v: Float[Array, "B D S"],
   mask: Bool[Array, "B S"] | None,
   heads: int,
   causal: bool,
   scale: float,
   interpret: bool = False,
-) -> Float[Array, "B T D"]:
+) -> Float[Array, "B D T"]:
   """softmax(scale q k^T) v of each head, the softmax in float32.
 
   Args:
@@ -68,144 +65,321 @@ def attention(
     heads: into which D is cut.
     causal: token t sees keys up to t only.
     scale: of the products.
-    interpret: run the kernel's steps one by one, on any device.
+    interpret: run the kernels' steps one by one, on any device.
   """
-  return _forward(q, k, v, mask, heads, causal, scale, interpret)[0]
+  S = k.shape[2]
+  step = 16 if S <= SHORT else LANES
+  more = -S % step
+  below = None
+  if mask is not None or more:
+    hidden = jnp.zeros((1, S)) if mask is None else jnp.where(mask, 0, HIDDEN)
+    hidden = jnp.pad(hidden, ((0, 0), (0, more)), constant_values=HIDDEN)
+    below = hidden.astype(jnp.float32)[:, :, None]  # [B S 1]
+  k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, more))) for x in (k, v))
+  return _attention(q, k, v, below, heads, causal, scale, interpret)
 
 
-def _forward(q, k, v, mask, heads, causal, scale, interpret):
-  size = k.shape[2] // heads
+class _Cut(NamedTuple):
+  """How the work is cut: a program has some heads, queries and keys.
 
-  def kernel(q, k, v, below, out):
-    hide = _hide(below, causal, axis=1)
-    for head in _heads(q.shape[-1], size):
-      products = _dot(q[:, head], k[:, head], 1, 1)  # [T S]
-      weights = _softmax(hide(products * scale), axis=1)
-      x = _dot(weights.astype(v.dtype), v[:, head], 1, 0)  # [T K]
-      out[:, head] = x.astype(out.dtype)
+  Attributes:
+    size: K of a head.
+    group: heads of a program.
+    queries: of a program.
+    keys: of a program.
+    parts: of all queries, each with sums of its own for keys.
+  """
 
-  out = _call(
+  size: int
+  group: int
+  queries: int
+  keys: int
+  parts: int
+
+
+def _cut(q, k, heads):
+  (_, D, T), S = q.shape, k.shape[2]
+  size = D // heads
+  area = AREA * 2 // q.dtype.itemsize
+  queries, keys = (_block(length, area // size) for length in (T, S))
+  each = (queries // _piece(queries)) * (keys // _piece(keys))
+  group = max(
+    n
+    for n in range(1, heads + 1)
+    if heads % n == 0
+    and (n == 1 or (n * each <= PIECES and n * size * T <= SUMMED))
+  )
+  blocks = T // queries
+  parts = next(
+    n
+    for n in range(1, blocks + 1)
+    if blocks % n == 0 and (n == blocks or size * T <= n * SUMMED)
+  )
+  return _Cut(size, group, queries, keys, parts)
+
+
+def _block(tokens, most):
+  """The longest block that tokens divide into."""
+  most = max(min(most, LONGEST), LANES)
+  if tokens <= min(most, SHORT):
+    return tokens
+  lanes = range(LANES, most + 1, LANES)
+  return max((n for n in lanes if tokens % n == 0), default=tokens)
+
+
+def _piece(block):
+  return next((n for n in (PIECE, LANES) if block % n == 0), block)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _attention(q, k, v, below, heads, causal, scale, interpret):
+  """`below` is added to scaled products, [B S 1]."""
+  return _forward(q, k, v, below, heads, causal, scale, interpret)[0]
+
+
+def _forward(q, k, v, below, heads, causal, scale, interpret):
+  cut, (B, D, T), S = _cut(q, k, heads), q.shape, k.shape[2]
+  last = S // cut.keys - 1
+
+  def kernel(q, k, v, below, out, logs, highest, total, sums):
+    step = pl.program_id(3)
+
+    @pl.when(step == 0)
+    def _():
+      highest[...] = jnp.full_like(highest, -jnp.inf)
+      total[...] = jnp.zeros_like(total)
+      sums[...] = jnp.zeros_like(sums)
+
+    turned = k[...].T
+    hide = _hide(below, causal, pl.program_id(2) * cut.queries, step * cut.keys)
+
+    def products(piece):
+      _, head, t, s = piece
+      x = _dot(turned[s, head], q[head, t], 1, 0) * (scale * LOG2E)
+      return hide(x, t, s)
+
+    for (row, head, t, s), x in _begun(_pieces(cut), products):
+      before = highest[row, t]
+      top = jnp.maximum(before, jnp.max(x, axis=0, keepdims=True))
+      weights, fade = jnp.exp2(x - top), jnp.exp2(before - top)
+      summed = jnp.sum(weights, axis=0, keepdims=True)
+      highest[row, t], total[row, t] = top, total[row, t] * fade + summed
+      x = _dot(v[head, s], weights.astype(v.dtype), 1, 0)  # [K T]
+      sums[head, t] = sums[head, t] * fade + x
+
+    @pl.when(step == last)
+    def _():
+      for row in range(cut.group):
+        head = slice(row * cut.size, (row + 1) * cut.size)
+        x = sums[head, :] / total[row : row + 1, :]
+        out[head, :] = x.astype(out.dtype)
+      logs[...] = highest[...] + jnp.log2(total[...])
+
+  specs = _specs(cut, below, lambda b, g, t, s: (b, g, t, s))
+  row = pltpu.VMEM((cut.group, cut.queries), jnp.float32)
+  rows = jax.ShapeDtypeStruct(
+    (B, heads // cut.group, cut.group, T), jnp.float32
+  )
+  out, logs = _call(
     kernel,
     "attention_forward",
-    [q, _pad(k), _pad(v)],
-    _below(mask, k, axis=1),
-    outputs="q",
-    heads=heads,
-    products=2,
-    semantics=("parallel", "parallel", "parallel"),
+    [(q, specs.queries), (k, specs.keys), (v, specs.keys)],
+    [(q, specs.queries), (rows, specs.rows)],
+    (below, specs.below),
+    grid=(B, heads // cut.group, T // cut.queries, last + 1),
+    sequential=1,
+    scratch=[row, row, _sums(cut, cut.queries)],
+    flops=4 * B * T * S * D,
     interpret=interpret,
   )
-  return out[0], (q, k, v, mask)
+  return out, (q, k, v, below, out, logs)
 
 
 def _backward(heads, causal, scale, interpret, saved, cotangent):
-  q, k, v, mask = saved
-  sources, size = k.shape[1], k.shape[2] // heads
-  last = q.shape[1] // _rows(q.shape[1]) - 1
+  q, k, v, below, out, logs = saved
+  cut, (B, D, T), S = _cut(q, k, heads), q.shape, k.shape[2]
+  blocks, last = T // cut.queries // cut.parts, S // cut.keys - 1
+  # What the softmax's gradient subtracts, eq. 4 of FlashAttention-2's §3.1.
+  means = out.astype(jnp.float32) * cotangent
+  means = means.reshape(*logs.shape[:3], cut.size, T).sum(3)
 
-  # Products are [S T] here: of all that is multiplied only one is turned.
-  def kernel(q, k, v, below, do, dq, dk, dv, k_sum, v_sum):
-    @pl.when(pl.program_id(2) == 0)
+  def kernel(q, k, v, below, do, logs, means, dq, dk, dv, q_sum, k_sum, v_sum):
+    part, step, block = (pl.program_id(axis) for axis in (2, 3, 4))
+
+    @pl.when(block == 0)
     def _():
       k_sum[...] = jnp.zeros_like(k_sum)
       v_sum[...] = jnp.zeros_like(v_sum)
 
-    hide = _hide(below, causal, axis=0)
-    for head in _heads(q.shape[-1], size):
-      products = _dot(k[:, head], q[:, head], 1, 1)
-      weights = _softmax(hide(products * scale), axis=0)
-      towards = _dot(v[:, head], do[:, head], 1, 1)
-      mean = jnp.sum(weights * towards, axis=0, keepdims=True)
-      towards = weights * (towards - mean) * scale
-      v_sum[:, head] += _dot(weights.astype(do.dtype), do[:, head], 1, 0)
-      k_sum[:, head] += _dot(towards.astype(q.dtype), q[:, head], 1, 0)
-      x = _dot(towards.T.astype(k.dtype), k[:, head], 1, 0)
-      dq[:, head] = x.astype(dq.dtype)
-
-    @pl.when(pl.program_id(2) == last)
+    @pl.when(step == 0)
     def _():
-      dk[...] = k_sum[...].astype(dk.dtype)
+      q_sum[block] = jnp.zeros_like(q_sum[block])
+
+    k_turned, v_turned = k[...].T, v[...].T
+    first = (part * blocks + block) * cut.queries
+    hide = _hide(below, causal, first, step * cut.keys)
+
+    def products(piece):
+      _, head, t, s = piece
+      x = _dot(k_turned[s, head], q[head, t], 1, 0) * (scale * LOG2E)
+      return hide(x, t, s), _dot(v_turned[s, head], do[head, t], 1, 0)
+
+    for (row, head, t, s), (x, towards) in _begun(_pieces(cut), products):
+      weights = jnp.exp2(x - logs[row, t])
+      towards = (weights * (towards - means[row, t])).astype(q.dtype)
+      v_sum[head, s] += _dot(do[head, t], weights.astype(do.dtype), 1, 1)
+      k_sum[head, s] += _dot(q[head, t], towards, 1, 1)
+      q_sum[block, head, t] += _dot(k[head, s], towards, 1, 0)
+
+    @pl.when(step == last)
+    def _():
+      dq[...] = (q_sum[block] * scale).astype(dq.dtype)
+
+    @pl.when(block == blocks - 1)
+    def _():
+      dk[...] = (k_sum[...] * scale).astype(dk.dtype)
       dv[...] = v_sum[...].astype(dv.dtype)
 
+  specs = _specs(cut, below, lambda b, g, p, s, t: (b, g, p * blocks + t, s))
+  # A block of queries is written in the last round, and none before.
+  written = _specs(
+    cut,
+    below,
+    lambda b, g, p, s, t: (b, g, p * blocks + jnp.where(s == last, t, 0), s),
+  )
+  of_part = pl.BlockSpec(
+    (None, None, cut.group * cut.size, cut.keys),
+    lambda b, g, p, s, t: (p, b, g, s),
+  )
+  parts = jax.ShapeDtypeStruct((cut.parts, *k.shape), k.dtype)
+  sums = _sums(cut, cut.queries)
   dq, dk, dv = _call(
     kernel,
     "attention_backward",
-    [q, _pad(k), _pad(v), cotangent],
-    _below(mask, k, axis=0),
-    outputs="qkv",
-    heads=heads,
-    products=5,
-    semantics=("parallel", "parallel", "arbitrary"),
+    [
+      (q, specs.queries),
+      (k, specs.keys),
+      (v, specs.keys),
+      (cotangent, specs.queries),
+      (logs, specs.rows),
+      (means, specs.rows),
+    ],
+    [(q, written.queries), (parts, of_part), (parts, of_part)],
+    (below, specs.below),
+    grid=(B, heads // cut.group, cut.parts, last + 1, blocks),
+    sequential=2,
+    scratch=[
+      pltpu.VMEM((blocks, *sums.shape), jnp.float32),
+      *[_sums(cut, cut.keys)] * 2,
+    ],
+    flops=10 * B * T * S * D,
     interpret=interpret,
   )
-  return dq, dk[:, :sources], dv[:, :sources], None
+  return dq, _whole(dk), _whole(dv), None
 
 
-attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)
+
+
+class _Specs(NamedTuple):
+  """Which block of an array a program has."""
+
+  queries: Any
+  keys: Any
+  rows: Any
+  below: Any
+
+
+def _specs(cut, below, place):
+  """By where a program is: -> image, group, block of queries, block of keys."""
+  rows = cut.group * cut.size
+
+  def spec(shape, index):
+    return pl.BlockSpec(shape, lambda *at: index(*place(*at)))
+
+  each = 0 if below is None or len(below) == 1 else 1
+  return _Specs(
+    queries=spec((None, rows, cut.queries), lambda b, g, t, s: (b, g, t)),
+    keys=spec((None, rows, cut.keys), lambda b, g, t, s: (b, g, s)),
+    rows=spec(
+      (None, None, cut.group, cut.queries), lambda b, g, t, s: (b, g, 0, t)
+    ),
+    below=spec((None, cut.keys, 1), lambda b, g, t, s: (each * b, s, 0)),
+  )
+
+
+def _sums(cut, tokens):
+  return pltpu.VMEM((cut.group * cut.size, tokens), jnp.float32)
 
 
 def _call(
-  kernel,
-  name,
-  inputs,
-  below,
+  kernel: Callable[..., None],
+  name: str,
+  inputs: Sequence[tuple[Any, Any]],
+  outputs: Sequence[tuple[Any, Any]],
+  below: tuple[Any, Any],
   *,
-  outputs,
-  heads,
-  products,
-  semantics,
-  interpret,
+  grid: tuple[int, ...],
+  sequential: int,
+  scratch: Sequence[Any],
+  flops: int,
+  interpret: bool,
 ):
-  """Runs a kernel for each image, group of heads and block of queries.
-
-  `inputs` are q, k, v and then what lies as q; between them the kernel has
-  `below`, or None. `outputs` names those of q, k and v of which the results
-  have the shapes. Where keys are among them, sums are kept in float32 beside
-  them.
-  """
-  (B, T, D), S = inputs[0].shape, inputs[1].shape[1]
-  width = _width(max(_rows(T), S), D, heads)
-  queries = pl.BlockSpec((None, _rows(T), width), lambda b, d, t: (b, t, d))
-  keys = pl.BlockSpec((None, S, width), lambda b, d, t: (b, 0, d))
-  spec = {"q": queries, "k": keys, "v": keys}
-  shapes = [inputs["qkv".index(letter)] for letter in outputs]
-  sums = [pltpu.VMEM((S, width), jnp.float32)] * (2 if "k" in outputs else 0)
-  specs = [queries, keys, keys, *[queries] * (len(inputs) - 3)]
-  run = kernel
-  if below is None:
+  """Runs a kernel on arrays with their specs; `below` follows q, k and v."""
+  run, inputs = kernel, list(inputs)
+  if below[0] is None:
     run = lambda q, k, v, *rest: kernel(q, k, v, None, *rest)
   else:
-    each = 0 if len(below) == 1 else 1
-    place = lambda b, d, t: (each * b, 0, 0)
-    inputs = [*inputs[:3], below, *inputs[3:]]
-    specs.insert(3, pl.BlockSpec((None, *below.shape[1:]), place))
-  moved = [*inputs, *shapes]
+    inputs.insert(3, below)
+  arrays, specs = zip(*inputs, strict=True)
+  shapes, out_specs = zip(*outputs, strict=True)
+  moved = sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes))
+  ways = ("parallel",) * (len(grid) - sequential)
   return pl.pallas_call(
     run,
-    grid=(B, D // width, T // _rows(T)),
+    grid=grid,
     in_specs=specs,
-    out_specs=[spec[letter] for letter in outputs],
+    out_specs=out_specs,
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes],
-    scratch_shapes=sums,
-    compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+    scratch_shapes=scratch,
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=(*ways, *("arbitrary",) * sequential)
+    ),
     cost_estimate=pl.CostEstimate(
-      flops=2 * products * B * T * S * D,
-      transcendentals=B * T * S * heads,
-      bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
+      flops=flops, transcendentals=0, bytes_accessed=moved
     ),
     interpret=interpret,
     name=name,
-  )(*inputs)
+  )(*arrays)
 
 
-def _rows(tokens):
-  """Queries of a block."""
-  return min(tokens, ROWS)
+def _pieces(cut):
+  """The pieces of a program: row of a head, its channels, queries and keys."""
+  pieces = []
+  for row in range(cut.group):
+    head = slice(row * cut.size, (row + 1) * cut.size)
+    for t in _slices(cut.queries):
+      pieces += [(slice(row, row + 1), head, t, s) for s in _slices(cut.keys)]
+  return pieces
 
 
-def _heads(width, size):
-  """The slice of each head of a block on the last axis."""
-  return [slice(start, start + size) for start in range(0, width, size)]
+def _slices(block):
+  step = _piece(block)
+  return [slice(start, start + step) for start in range(0, block, step)]
+
+
+def _begun(
+  pieces: Sequence[Any], products: Callable[[Any], Any]
+) -> Iterator[tuple[Any, Any]]:
+  """Each piece with its products, of which the next are begun before.
+
+  Or the unit for products would wait for the softmax, and that for it.
+  """
+  made = [products(piece) for piece in pieces[:AHEAD]]
+  for number, piece in enumerate(pieces):
+    if number + AHEAD < len(pieces):
+      made.append(products(pieces[number + AHEAD]))
+    yield piece, made.pop(0)
 
 
 def _dot(x, y, left, right):
@@ -215,45 +389,25 @@ def _dot(x, y, left, right):
   )
 
 
-def _below(mask, k, axis):
-  """What is added to products for the keys that do not count, if any.
+def _hide(below, causal, first_query, first_key):
+  """What puts a piece's products [S T] with hidden keys down."""
 
-  [B 1 S] for products of which keys are axis 1, [B S 1] where they are axis 0;
-  keys are padded here, and B is 1 where they are alike in all rows.
-  """
-  S = k.shape[1]
-  if mask is None and S == _up(S):
-    return None
-  hidden = jnp.zeros((1, S)) if mask is None else jnp.where(mask, 0, HIDDEN)
-  hidden = jnp.pad(hidden, ((0, 0), (0, _up(S) - S)), constant_values=HIDDEN)
-  return jnp.expand_dims(hidden.astype(jnp.float32), 2 - axis)
-
-
-def _hide(below, causal, axis):
-  """What puts products, of which keys are an axis, of hidden keys down."""
-
-  def hide(products):
+  def hide(products, t, s):
     if below is not None:
-      products = products + below[...]
+      products = products + below[s, :]
     if causal:
-      place = lambda axis: jax.lax.broadcasted_iota(
-        jnp.int32, products.shape, axis
+      place = lambda axis, first: (
+        jax.lax.broadcasted_iota(jnp.int32, products.shape, axis) + first
       )
-      first = pl.program_id(2) * products.shape[1 - axis]
-      later = place(axis) > place(1 - axis) + first
+      later = place(0, first_key + s.start) > place(1, first_query + t.start)
       products = jnp.where(later, HIDDEN, products)
     return products
 
   return hide
 
 
-def _softmax(products, axis):
-  highest = jnp.max(products, axis=axis, keepdims=True)
-  weights = jnp.exp(products - highest)
-  return weights / jnp.sum(weights, axis=axis, keepdims=True)
-
-
-def _pad(keys):
-  """[B S D] with zeros up to a whole number of lanes, if over one."""
-  S = keys.shape[1]
-  return jnp.pad(keys, ((0, 0), (0, _up(S) - S), (0, 0)))
+def _whole(parts):
+  """The sum over parts, in float32."""
+  if len(parts) == 1:
+    return parts[0]
+  return parts.astype(jnp.float32).sum(0).astype(parts.dtype)

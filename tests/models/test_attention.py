@@ -28,14 +28,7 @@ def results(f, q, k, v, cotangent):
 
 def kernel(q, k, v, mask=None, causal=False):
   scale = q.shape[-1] ** -0.5
-  return attention.by_rows(q, k, v, mask, causal, scale, interpret=True)
-
-
-def splash(q, k, v, mask=None, causal=False):
-  scale = q.shape[-1] ** -0.5
-  return attention.splash_attention(
-    q, k, v, mask, causal, scale, interpret=True
-  )
+  return attention.by_columns(q, k, v, mask, causal, scale, interpret=True)
 
 
 def check_hiding(ours, arrays, mask, causal):
@@ -49,32 +42,39 @@ def check_hiding(ours, arrays, mask, causal):
 
 @pytest.mark.parametrize(
   ("tokens", "sources", "heads", "size"),
-  [(512, 512, 2, 64), (64, 77, 4, 8), (256, 256, 2, 72), (16, 16, 1, 8)],
+  [(512, 512, 2, 64), (64, 77, 4, 8), (256, 256, 2, 72), (640, 600, 1, 8)],
 )
 def test_the_kernel_and_its_gradients_are_those_of_xla(
   tokens, sources, heads, size
 ):
   arrays = drawn(tokens, sources, heads, size)
-  assert attention_kernel.fits(tokens, sources, heads * size, heads)
+  assert attention_kernel.fits(tokens, heads * size, heads)
   expected = results(attention.attention, *arrays)
   for ours, theirs in zip(results(kernel, *arrays), expected, strict=True):
     parity.check(ours, theirs, parity.LAYER)
 
 
-def test_heads_that_do_not_fit_together_are_taken_in_groups(monkeypatch):
-  monkeypatch.setattr(attention_kernel, "ELEMENTS", 128 * 128)
-  arrays = drawn(32, 77, 4, 64)
-  expected = results(attention.attention, *arrays)
-  for ours, theirs in zip(results(kernel, *arrays), expected, strict=True):
-    parity.check(ours, theirs, parity.LAYER)
+@pytest.mark.parametrize("causal", [False, True])
+def test_blocks_of_heads_queries_and_keys_sum_up(causal, monkeypatch):
+  monkeypatch.setattr(attention_kernel, "AREA", 128 * 16)
+  monkeypatch.setattr(attention_kernel, "PIECES", 2)
+  monkeypatch.setattr(attention_kernel, "SUMMED", 128 * 8)
+  arrays = drawn(512, 640, 4, 8)
+  shapes = [
+    jax.ShapeDtypeStruct((2, 32, length), jnp.float32) for length in (512, 640)
+  ]
+  cut = attention_kernel._cut(*shapes, 4)
+  assert cut == (8, 1, 128, 128, 4)
+  mask = jnp.arange(640) < jnp.array([[300], [17]])
+  check_hiding(kernel, arrays, mask, causal)
 
 
-@pytest.mark.parametrize(("tokens", "size"), [(256, 64), (1536, 72)])
-def test_splash_and_its_gradients_are_those_of_xla(tokens, size):
-  arrays = drawn(tokens, tokens, 1, size)
-  expected = results(attention.attention, *arrays)
-  for ours, theirs in zip(results(splash, *arrays), expected, strict=True):
-    parity.check(ours, theirs, parity.LAYER)
+def test_several_heads_and_pieces_are_one_program(monkeypatch):
+  monkeypatch.setattr(attention_kernel, "PIECE", 128)
+  arrays = drawn(256, 256, 4, 8)
+  shape = jax.ShapeDtypeStruct((2, 32, 256), jnp.float32)
+  assert attention_kernel._cut(shape, shape, 4) == (8, 4, 256, 256, 1)
+  check_hiding(kernel, arrays, None, True)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -85,14 +85,6 @@ def test_the_kernel_hides_the_keys_that_xla_hides(tokens, sources, causal):
   mask = np.random.default_rng(1).random((2, sources)) < 0.5
   mask[:, 0] = True  # Or a causal row could be without any key.
   check_hiding(kernel, arrays, jnp.asarray(mask), causal)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_splash_hides_the_keys_that_xla_hides(causal):
-  arrays = drawn(256, 256, 1, 64)
-  check_hiding(splash, arrays, None, causal)
-  mask = jnp.arange(256) < jnp.array([[100], [200]])
-  check_hiding(splash, arrays, mask, causal)
 
 
 def test_the_kernel_in_bfloat16_errs_no_more_than_xla():
@@ -112,30 +104,28 @@ def test_the_kernel_in_bfloat16_errs_no_more_than_xla():
 
 
 def test_shapes_that_do_not_fit_are_refused():
-  assert not attention_kernel.fits(4096, 4096, 320, 5)  # Too many keys.
-  assert not attention_kernel.fits(300, 77, 320, 5)  # No whole blocks.
-  assert not attention_kernel.fits(25, 25, 320, 5)
+  assert attention_kernel.fits(4096, 320, 5)
+  assert not attention_kernel.fits(1000, 320, 5)  # No whole blocks.
+  assert not attention_kernel.fits(25, 320, 5)
+  assert not attention_kernel.fits(64, 60, 5)  # Heads of 12 channels.
 
 
 def test_on_a_tpu_the_kernel_is_chosen_by_length(monkeypatch):
   called = []
   monkeypatch.setattr(sharding, "platform", lambda: "tpu")
-  for name in ("by_rows", "splash_attention"):
-    monkeypatch.setattr(
-      attention, name, lambda q, *_, name=name: called.append(name) or q
-    )
-  for tokens, sources in ((1024, 1024), (4096, 4096), (64, 77), (25, 77)):
-    q, k, v, _ = drawn(tokens, sources, 5, 8)
-    wide = [jnp.tile(x, (1, 1, 1, 8)) for x in (q, k, v)]
-    attention.attention(*wide)
-  assert called == ["by_rows", "splash_attention", "by_rows"]
+  monkeypatch.setattr(
+    attention, "by_columns", lambda q, *_: called.append(q.shape[1]) or q
+  )
+  for tokens, sources in ((1024, 1024), (64, 77), (25, 77)):
+    attention.attention(*drawn(tokens, sources, 2, 8)[:3])
+  assert called == [1024, 64]
   q, k, v, _ = drawn(64, 77, 5, 8)
   attention.attention(q, k, v, jnp.ones((1, 77), bool))
-  assert called.pop() == "by_rows"
+  assert len(called) == 3
   attention.attention(q, k, v, jnp.ones((1, 64, 77), bool))
   attention.attention(q, k, v, bias=jnp.ones((1, 5, 64, 77)))
   with attention.using("einsum"):
-    attention.attention(*wide)
+    attention.attention(q, k, v)
   assert len(called) == 3
   with pytest.raises(ValueError, match="unknown attention 'flash'"):
     with attention.using("flash"):
