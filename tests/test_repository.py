@@ -40,6 +40,7 @@ ELSEWHERE = {
   "data/records": "tests/data/test_shards.py",
   "data/rows": "tests/data/test_sources_folder.py, and the other readers'",
   "data/sources_files": "tests/data/test_sources.py",
+  "models/attention_blocks": "tests/models/test_attention.py",
   "models/attention_kernel": "tests/models/test_attention.py",
   "models/norms": "tests/models/test_layers.py",
   "models/recompute": "tests/models/test_layers.py",

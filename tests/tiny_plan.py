@@ -8,13 +8,13 @@ import json
 import sys
 
 import jax
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import tiny
 
 from cc_jax.core import config as configs
-from cc_jax.core import flops, hardware, hlo_cost, sharding
+from cc_jax.core import estimate, flops, hardware, hlo_cost, sharding
+from cc_jax.models import attention_kernel
 from cc_jax.stages import plan
 
 # What a run is said to have cost others.
@@ -55,15 +55,17 @@ def kernels():
   mesh = sharding.make_mesh(
     devices=hardware.aot_devices(hardware.slice_of("v4-8"))[:1]
   )
-  mask = splash.MultiHeadMask([splash.FullMask((256, 256))] * 2)
-  run = jax.vmap(splash.make_splash_mha_single_device(mask))
   shape = jax.ShapeDtypeStruct(
-    (2, 2, 256, 64), jnp.bfloat16, sharding=sharding.replicated(mesh)
+    (2, 128, 256), jnp.bfloat16, sharding=sharding.replicated(mesh)
+  )
+  run = lambda q, k, v: attention_kernel.attention(
+    q, k, v, None, 2, causal=False, scale=0.125
   )
   traced = jax.jit(run).trace(shape, shape, shape)
-  text = traced.lower().compile().as_text()
+  program, bundles = estimate.compile(traced.lower(), "v4")
   known = flops.kernels(traced.jaxpr.jaxpr)
-  return [one._asdict() for one in hlo_cost.cost(text, kernels=known).kernels]
+  cost = hlo_cost.cost(program.as_text(), kernels=known, bundles=bundles)
+  return [one._asdict() for one in cost.kernels]
 
 
 def main(folder):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cc_jax.core import hardware, hlo_cost, launching
+from cc_jax.core import hardware, hlo_cost, launching, schedules
 
 # Bytes per second of a chip's share of its host's network: 25 GB/s a host of
 # four.
@@ -18,8 +18,9 @@ NETWORK = 6.25e9
 
 ASSUMPTIONS = (
   "cycles are the compiler's own estimates, loops counted; nothing was run",
-  f"custom kernels: FLOPs at {hlo_cost.KERNEL_SHARE:.0%} of peak, or bytes at "
-  "full bandwidth, whichever takes longer",
+  "custom kernels: a cycle a bundle of the compiler's schedule, "
+  f"{hlo_cost.KERNEL_SHARE:.0%} of peak where there is none; or bytes at full "
+  "bandwidth, whichever takes longer",
   "collectives: rings at the full bandwidth of the links that the slice's "
   "shape uses; those that run beside computation cost nothing",
   f"between slices: {NETWORK / 1e9:g} GB/s a chip",
@@ -39,8 +40,10 @@ class OutOfMemory(NamedTuple):
   usable: float
 
 
-def compile(lowered: Any, chip: str) -> Any:
+def compile(lowered: Any, chip: str) -> tuple[Any, dict[str, int]]:
   """The compiled program, or `OutOfMemory`: that is an answer, no failure.
+
+  And the bundles of its operations, see `schedules.take`.
 
   Args:
     lowered: the program.
@@ -48,13 +51,15 @@ def compile(lowered: Any, chip: str) -> Any:
       flags of the hosts. Another has none.
   """
   flags = (flag.split("=") for flag in launching.LIBTPU.get(chip, ()))
+  schedules.take()
   try:
-    return lowered.compile(compiler_options=dict(flags))
+    program = lowered.compile(compiler_options=dict(flags))
+    return program, schedules.take()
   except jax.errors.JaxRuntimeError as error:
     found = refusal(str(error))
     if found is None:
       raise
-    return found
+    return found, {}
 
 
 def refusal(text: str) -> OutOfMemory | None:
@@ -130,9 +135,7 @@ def seconds(cost: hlo_cost.Cost, target: hardware.Target) -> dict[str, float]:
   wires = chip.interconnect / 2 / chip.links * hardware.links(target.slice)
   made = dict.fromkeys(("compute", "kernels", "collectives", "network"), 0.0)
   made["compute"] = sum(cost.cycles.values()) / chip.clock
-  made["kernels"] = sum(
-    one.seconds(chip.flops, chip.bandwidth) for one in cost.kernels
-  )
+  made["kernels"] = sum(one.seconds(chip) for one in cost.kernels)
   for one in cost.collectives:
     if one.kind == "send":
       made["network"] += one.times * one.traffic() / NETWORK

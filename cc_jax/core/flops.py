@@ -71,14 +71,27 @@ class Kernel(NamedTuple):
   shapes: tuple[tuple[int, ...], ...]
 
 
-def kernels(jaxpr: Any) -> dict[Kernel, int]:
-  """Operations of one call, on one device, of each Pallas kernel."""
-  found: dict[Kernel, int] = {}
+class Work(NamedTuple):
+  """What one call of a Pallas kernel does, on one device.
+
+  Attributes:
+    operations: of all steps of its grid.
+    steps: of that grid; 0 where the kernel has loops of its own.
+  """
+
+  operations: int
+  steps: int
+
+
+def kernels(jaxpr: Any) -> dict[Kernel, Work]:
+  """The work of each Pallas kernel."""
+  found: dict[Kernel, Work] = {}
   for equation in jaxpr.eqns:
     if equation.primitive.name == "pallas_call":
       shapes = tuple(tuple(var.aval.shape) for var in equation.outvars)
-      name = equation.params["name"]
-      found[Kernel(name, shapes)] = _equation(equation, 1)
+      name, grid = equation.params["name"], equation.params["grid_mapping"].grid
+      steps = 0 if _loops(equation) else math.prod(grid)
+      found[Kernel(name, shapes)] = Work(_equation(equation, 1), steps)
     else:
       for inner in _inner(equation):
         found |= kernels(inner)
@@ -107,6 +120,15 @@ def _equation(equation: Any, trips: int) -> int:
   elif name == "pallas_call":
     times = math.prod(params["grid_mapping"].grid)
   return times * sum(of_jaxpr(inner, trips) for inner in _inner(equation))
+
+
+def _loops(equation: Any) -> bool:
+  """Whether there is a loop in an equation."""
+  return any(
+    one.primitive.name in ("scan", "while") or _loops(one)
+    for inner in _inner(equation)
+    for one in inner.eqns
+  )
 
 
 def _inner(equation: Any) -> list[Any]:

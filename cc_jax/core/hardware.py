@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from cc_jax.core import schedules
+
 GIB = 2**30
 
 
@@ -34,6 +36,7 @@ class Hardware(NamedTuple):
       refuses one.
     links: to other chips.
     watts: measured mean power.
+    cores: that are one device, and take half of a kernel's grid each if two.
   """
 
   name: str
@@ -47,6 +50,7 @@ class Hardware(NamedTuple):
   usable: float | None = None
   links: int = 0
   watts: float | None = None
+  cores: int = 1
 
 
 # TPU prices: cloud.google.com/tpu/pricing, United States, as of 2025. A100:
@@ -63,6 +67,7 @@ V4 = Hardware(
   usable=30.75 * GIB,
   links=6,
   watts=170.0,
+  cores=2,
 )
 V5E = Hardware(
   "v5e",
@@ -85,6 +90,7 @@ V5P = Hardware(
   clock=1.75e9,
   usable=95.74 * GIB,
   links=6,
+  cores=2,
 )
 V6E = Hardware(
   "v6e",
@@ -350,6 +356,7 @@ def aot_devices(target: Slice, slices: int = 1) -> list[Any]:
   # Or it complains that the machine does not say.
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", target.name)
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  schedules.folder()
   from jax.experimental import topologies
 
   name, keywords = target.aot

@@ -4,8 +4,8 @@
 XLA:TPU writes the cycles that it expects of each fusion. Summed with loops
 counted they are the nearest thing to a step's time without a TPU. Two things it
 does not estimate, and they are reckoned here from their sizes: collectives, as
-rings at the full bandwidth of the links, and custom kernels, at half of peak or
-the full bandwidth of memory, whichever takes longer.
+rings at the full bandwidth of the links, and custom kernels, by their schedules
+(core/schedules.py) or the full bandwidth of memory, whichever takes longer.
 """
 
 import collections
@@ -14,7 +14,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from cc_jax.core import flops, hlo
+from cc_jax.core import flops, hardware, hlo
 
 KINDS = ("attention", "matmul", "conv", "norm", "optimizer", "rest")
 COLLECTIVES = (
@@ -28,7 +28,7 @@ COLLECTIVES = (
 )
 # What XLA:TPU calls a collective that other fusions carry on.
 ASYNC = "async-collective"
-# The part of peak at which custom kernels are reckoned.
+# The part of peak at which kernels without a schedule are reckoned.
 KERNEL_SHARE = 0.5
 
 ATTENTION = re.compile(r"attention_op|dot_product_attention|softmax")
@@ -88,17 +88,21 @@ class Kernel(NamedTuple):
     flops: of one run; 0 where nobody knows them.
     size: bytes that one run reads and writes.
     times: how often it runs.
+    bundles: of instructions in one run, on all cores; 0 where they are unknown.
   """
 
   name: str
   flops: int
   size: int
   times: int
+  bundles: int = 0
 
-  def seconds(self, peak: float | int, bandwidth: float | int) -> float:
-    """Of all runs, on a device of this peak and memory."""
-    busy = self.flops / (KERNEL_SHARE * peak)
-    return self.times * max(busy, self.size / bandwidth)
+  def seconds(self, chip: hardware.Hardware) -> float:
+    """Of all runs, on a device that is such a chip."""
+    busy = self.flops / (KERNEL_SHARE * chip.flops)
+    if self.bundles:
+      busy = self.bundles / chip.cores / chip.clock
+    return self.times * max(busy, self.size / chip.bandwidth)
 
 
 class Cost(NamedTuple):
@@ -125,7 +129,8 @@ def cost(
   text: str,
   *,
   devices: int = 1,
-  kernels: Mapping[flops.Kernel, int] | None = None,
+  kernels: Mapping[flops.Kernel, flops.Work] | None = None,
+  bundles: Mapping[str, int] | None = None,
   trips: int = 1,
 ) -> Cost:
   """Reads `compiled.as_text()` of a program for a TPU.
@@ -133,7 +138,8 @@ def cost(
   Args:
     text: of the program.
     devices: that run it.
-    kernels: operations of one call of each Pallas kernel, `flops.kernels`.
+    kernels: the work of each Pallas kernel, `flops.kernels`.
+    bundles: of instructions of each custom call, `schedules.take`.
     trips: how often a loop runs whose length the text does not say.
   """
   program = hlo.parse(text)
@@ -147,7 +153,8 @@ def cost(
     if found := _collective(program, operation, devices):
       collectives.append(found._replace(times=times))
     elif "tpu_custom_call" in operation.rest:
-      custom.append(_kernel(program, operation, kernels or {}, times, inside))
+      made = _kernel(program, operation, kernels or {}, bundles or {}, inside)
+      custom.append(made._replace(times=times))
     elif operation.cycles:
       what = kind(program, operation)
       cycles[what] += operation.cycles * times
@@ -278,8 +285,8 @@ def _group(rest: str, devices: int) -> int:
 def _kernel(
   program: hlo.Program,
   operation: hlo.Operation,
-  known: Mapping[flops.Kernel, int],
-  times: int,
+  known: Mapping[flops.Kernel, flops.Work],
+  bundles: Mapping[str, int],
   inside: str,
 ) -> Kernel:
   results = {one.name: one.result for one in program.computations[inside]}
@@ -289,7 +296,9 @@ def _kernel(
   shapes = tuple(shape for _, shape in hlo.arrays(operation.result))
   scopes = operation.scope.split("/")
   name = scopes[-2] if scopes[-1] == "pallas_call" else scopes[-1]
-  return Kernel(name, known.get(flops.Kernel(name, shapes), 0), size, times)
+  work = known.get(flops.Kernel(name, shapes), flops.Work(0, 0))
+  steps = work.steps * bundles.get(operation.name, 0)
+  return Kernel(name, work.operations, size, 1, steps)
 
 
 def summary(found: Cost) -> list[dict[str, Any]]:

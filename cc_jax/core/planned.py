@@ -24,6 +24,7 @@ class Compiled:
     operations: of a run over all devices, as it is compiled: with what is
       computed a second time.
     kernels: see `flops.kernels`.
+    bundles: see `schedules.take`.
     seconds: that compiling took.
   """
 
@@ -32,7 +33,8 @@ class Compiled:
   mesh: jax.sharding.Mesh
   parts: dict[str, Any]
   operations: int
-  kernels: dict[flops.Kernel, int]
+  kernels: dict[flops.Kernel, flops.Work]
+  bundles: dict[str, int]
   seconds: float
 
 

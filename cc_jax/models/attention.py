@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cc_jax.core import sharding
-from cc_jax.models import attention_kernel
+from cc_jax.models import attention_blocks, attention_kernel
 
 # "auto" takes the best there is for the device and the lengths, "einsum" XLA's
 # own everywhere: to measure what the rest is worth.
@@ -90,7 +90,7 @@ def _kernel(q):
   if choice() != "auto" or sharding.platform() != "tpu":
     return None
   B, T, N, K = q.shape
-  if attention_kernel.fits(T, N * K, N):
+  if attention_blocks.fits(T, N * K, N):
     return sharding.by_head(B, N, by_columns)
   return None
 

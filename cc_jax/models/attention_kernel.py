@@ -21,27 +21,13 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-LANES = 128
-# Tokens up to which a length need not be a whole number of lanes.
-SHORT = 512
-# Tokens of a block at most, and elements of a head in one.
-LONGEST, AREA = 1024, 1024 * 144
-# Tokens of a piece, of which the products are in registers at once; and pieces
-# of a program, which is longer to compile with each.
-PIECE, PIECES = 256, 16
+from cc_jax.models import attention_blocks as blocks
+
 # Pieces of which the products are begun before they are needed.
 AHEAD = 2
-# Elements of a head's gradient of queries that are summed in fast memory.
-SUMMED = 2**20
 # Added to products with keys that are not to be seen.
 HIDDEN = -1e30
 LOG2E = math.log2(math.e)
-
-
-def fits(tokens: int, width: int, heads: int) -> bool:
-  """Whether queries [D T] are regular enough."""
-  step = 16 if tokens <= SHORT else LANES
-  return tokens % step == 0 and width // heads % 8 == 0
 
 
 def attention(
@@ -57,7 +43,7 @@ def attention(
   """softmax(scale q k^T) v of each head, the softmax in float32.
 
   Args:
-    q: queries, of shapes that `fits`.
+    q: queries, of shapes that `attention_blocks.fits`.
     k: keys.
     v: values.
     mask: true where a key may be attended to, one at least of each row; None is
@@ -68,67 +54,14 @@ def attention(
     interpret: run the kernels' steps one by one, on any device.
   """
   S = k.shape[2]
-  step = 16 if S <= SHORT else LANES
-  more = -S % step
-  below = None
+  below, more = None, 0 if S <= blocks.SHORT else -S % blocks.LANES
   if mask is not None or more:
     hidden = jnp.zeros((1, S)) if mask is None else jnp.where(mask, 0, HIDDEN)
     hidden = jnp.pad(hidden, ((0, 0), (0, more)), constant_values=HIDDEN)
     below = hidden.astype(jnp.float32)[:, :, None]  # [B S 1]
-  k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, more))) for x in (k, v))
+  if more:
+    k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, more))) for x in (k, v))
   return _attention(q, k, v, below, heads, causal, scale, interpret)
-
-
-class _Cut(NamedTuple):
-  """How the work is cut: a program has some heads, queries and keys.
-
-  Attributes:
-    size: K of a head.
-    group: heads of a program.
-    queries: of a program.
-    keys: of a program.
-    parts: of all queries, each with sums of its own for keys.
-  """
-
-  size: int
-  group: int
-  queries: int
-  keys: int
-  parts: int
-
-
-def _cut(q, k, heads):
-  (_, D, T), S = q.shape, k.shape[2]
-  size = D // heads
-  area = AREA * 2 // q.dtype.itemsize
-  queries, keys = (_block(length, area // size) for length in (T, S))
-  each = (queries // _piece(queries)) * (keys // _piece(keys))
-  group = max(
-    n
-    for n in range(1, heads + 1)
-    if heads % n == 0
-    and (n == 1 or (n * each <= PIECES and n * size * T <= SUMMED))
-  )
-  blocks = T // queries
-  parts = next(
-    n
-    for n in range(1, blocks + 1)
-    if blocks % n == 0 and (n == blocks or size * T <= n * SUMMED)
-  )
-  return _Cut(size, group, queries, keys, parts)
-
-
-def _block(tokens, most):
-  """The longest block that tokens divide into."""
-  most = max(min(most, LONGEST), LANES)
-  if tokens <= min(most, SHORT):
-    return tokens
-  lanes = range(LANES, most + 1, LANES)
-  return max((n for n in lanes if tokens % n == 0), default=tokens)
-
-
-def _piece(block):
-  return next((n for n in (PIECE, LANES) if block % n == 0), block)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
@@ -138,7 +71,8 @@ def _attention(q, k, v, below, heads, causal, scale, interpret):
 
 
 def _forward(q, k, v, below, heads, causal, scale, interpret):
-  cut, (B, D, T), S = _cut(q, k, heads), q.shape, k.shape[2]
+  (B, D, T), S = q.shape, k.shape[2]
+  cut = blocks.cut(D, T, S, heads, q.dtype.itemsize)
   last = S // cut.keys - 1
 
   def kernel(q, k, v, below, out, logs, highest, total, sums):
@@ -197,13 +131,12 @@ def _forward(q, k, v, below, heads, causal, scale, interpret):
 
 def _backward(heads, causal, scale, interpret, saved, cotangent):
   q, k, v, below, out, logs = saved
-  cut, (B, D, T), S = _cut(q, k, heads), q.shape, k.shape[2]
-  blocks, last = T // cut.queries // cut.parts, S // cut.keys - 1
-  # What the softmax's gradient subtracts, eq. 4 of FlashAttention-2's §3.1.
-  means = out.astype(jnp.float32) * cotangent
-  means = means.reshape(*logs.shape[:3], cut.size, T).sum(3)
+  (B, D, T), S = q.shape, k.shape[2]
+  cut = blocks.cut(D, T, S, heads, q.dtype.itemsize)
+  rounds, last = T // cut.queries // cut.parts, S // cut.keys - 1
 
-  def kernel(q, k, v, below, do, logs, means, dq, dk, dv, q_sum, k_sum, v_sum):
+  def kernel(q, k, v, below, do, out, logs, *rest):
+    dq, dk, dv, q_sum, k_sum, v_sum, means = rest
     part, step, block = (pl.program_id(axis) for axis in (2, 3, 4))
 
     @pl.when(block == 0)
@@ -215,8 +148,14 @@ def _backward(heads, causal, scale, interpret, saved, cotangent):
     def _():
       q_sum[block] = jnp.zeros_like(q_sum[block])
 
+    # What the softmax's gradient subtracts, FlashAttention-2's §3.1, eq. 4.
+    for row in range(cut.group):
+      head = slice(row * cut.size, (row + 1) * cut.size)
+      x = do[head, :].astype(jnp.float32) * out[head, :].astype(jnp.float32)
+      means[row : row + 1, :] = jnp.sum(x, axis=0, keepdims=True)
+
     k_turned, v_turned = k[...].T, v[...].T
-    first = (part * blocks + block) * cut.queries
+    first = (part * rounds + block) * cut.queries
     hide = _hide(below, causal, first, step * cut.keys)
 
     def products(piece):
@@ -235,17 +174,17 @@ def _backward(heads, causal, scale, interpret, saved, cotangent):
     def _():
       dq[...] = (q_sum[block] * scale).astype(dq.dtype)
 
-    @pl.when(block == blocks - 1)
+    @pl.when(block == rounds - 1)
     def _():
       dk[...] = (k_sum[...] * scale).astype(dk.dtype)
       dv[...] = v_sum[...].astype(dv.dtype)
 
-  specs = _specs(cut, below, lambda b, g, p, s, t: (b, g, p * blocks + t, s))
+  specs = _specs(cut, below, lambda b, g, p, s, t: (b, g, p * rounds + t, s))
   # A block of queries is written in the last round, and none before.
   written = _specs(
     cut,
     below,
-    lambda b, g, p, s, t: (b, g, p * blocks + jnp.where(s == last, t, 0), s),
+    lambda b, g, p, s, t: (b, g, p * rounds + jnp.where(s == last, t, 0), s),
   )
   of_part = pl.BlockSpec(
     (None, None, cut.group * cut.size, cut.keys),
@@ -261,16 +200,17 @@ def _backward(heads, causal, scale, interpret, saved, cotangent):
       (k, specs.keys),
       (v, specs.keys),
       (cotangent, specs.queries),
+      (out, specs.queries),
       (logs, specs.rows),
-      (means, specs.rows),
     ],
     [(q, written.queries), (parts, of_part), (parts, of_part)],
     (below, specs.below),
-    grid=(B, heads // cut.group, cut.parts, last + 1, blocks),
+    grid=(B, heads // cut.group, cut.parts, last + 1, rounds),
     sequential=2,
     scratch=[
-      pltpu.VMEM((blocks, *sums.shape), jnp.float32),
+      pltpu.VMEM((rounds, *sums.shape), jnp.float32),
       *[_sums(cut, cut.keys)] * 2,
+      pltpu.VMEM((cut.group, cut.queries), jnp.float32),
     ],
     flops=10 * B * T * S * D,
     interpret=interpret,
@@ -364,7 +304,7 @@ def _pieces(cut):
 
 
 def _slices(block):
-  step = _piece(block)
+  step = blocks.piece(block)
   return [slice(start, start + step) for start in range(0, block, step)]
 
 

@@ -133,7 +133,7 @@ def plan(
     traced = jax.jit(work.write).trace(work.params, work.pixels, work.key)
     lowered = traced.lower()
     log.announce("plan", "compiling, which may take some minutes")
-    program = estimate.compile(lowered, target.slice.hardware.name)
+    program, bundles = estimate.compile(lowered, target.slice.hardware.name)
   jaxpr, size = traced.jaxpr.jaxpr, config.caption.batch_size
   made = planned.Compiled(
     program,
@@ -143,6 +143,7 @@ def plan(
     # All tokens but the first are written in the loop.
     flops.of_jaxpr(jaxpr, work.length - 1),
     flops.kernels(jaxpr),
+    bundles,
     time.perf_counter() - started,
   )
   found = {
@@ -165,7 +166,11 @@ def plan(
   if config.plan.text:
     files.write_atomic(config.plan.text, text)
   cost = hlo_cost.cost(
-    text, devices=mesh.size, kernels=made.kernels, trips=work.length - 1
+    text,
+    devices=mesh.size,
+    kernels=made.kernels,
+    bundles=made.bundles,
+    trips=work.length - 1,
   )
   parts = estimate.seconds(cost, target)
   seconds, chip = sum(parts.values()), target.slice.hardware

@@ -77,7 +77,7 @@ def of_step(found: Mapping[str, Any]) -> list[str]:
     seconds = found["step_s_parts"]["kernels"]
     made.append(
       f"{sum(one['times'] for one in found['kernels'])} custom kernels, "
-      f"reckoned from FLOPs and bytes: {1e3 * seconds:.1f} ms"
+      f"by their schedules: {1e3 * seconds:.1f} ms"
     )
   made += [
     f"{100 * one['share']:.1f} % {one['kind']}: {one['what'][:120]}"

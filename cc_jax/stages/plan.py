@@ -141,7 +141,7 @@ def compile_step(
     traced = steps.trace_update(update, state, loss, batch)
     lowered = traced.lower()
     log.announce("plan", "compiling, which may take some minutes")
-    program = estimate.compile(lowered, chip)
+    program, bundles = estimate.compile(lowered, chip)
   jaxpr = traced.jaxpr.jaxpr
   return planned.Compiled(
     program,
@@ -156,6 +156,7 @@ def compile_step(
     },
     flops.of_jaxpr(jaxpr),
     flops.kernels(jaxpr),
+    bundles,
     time.perf_counter() - started,
   )
 
@@ -226,7 +227,10 @@ def describe(
     needed, usable = made.program
     return found | {"try": remedies(config, made, needed, usable)}
   cost = hlo_cost.cost(
-    made.program.as_text(), devices=made.mesh.size, kernels=made.kernels
+    made.program.as_text(),
+    devices=made.mesh.size,
+    kernels=made.kernels,
+    bundles=made.bundles,
   )
   return (
     found | times(config, target, cost, total) | planned.traffic(made, cost)

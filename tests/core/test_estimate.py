@@ -39,11 +39,15 @@ def test_slices_talk_over_the_network_of_the_data_centre():
   assert found["collectives"] == 0
 
 
-def test_kernels_take_half_of_peak_or_all_of_the_memory():
-  flops = hlo_cost.Kernel("splash", int(275e12), 0, 2)
-  both = [flops, hlo_cost.Kernel("copy", 0, int(1.2e12), 3)]
-  found = estimate.seconds(cost(kernels=both), hardware.target("v4-8"))
-  assert found["kernels"] == pytest.approx(2 * 2 + 3)
+def test_kernels_take_their_bundles_or_half_of_peak_or_all_of_the_memory():
+  kernels = [
+    hlo_cost.Kernel("unknown", int(275e12), 0, 2),
+    hlo_cost.Kernel("copy", 0, int(1.2e12), 3),
+    # Two cores share them.
+    hlo_cost.Kernel("attention", int(275e12), 0, 1, int(2 * 1.05e9)),
+  ]
+  found = estimate.seconds(cost(kernels=kernels), hardware.target("v4-8"))
+  assert found["kernels"] == pytest.approx(2 * 2 + 3 + 1)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,19 @@ def test_a_kernel_counts_at_all_of_its_grid_on_all_devices():
   assert flops.count(split, *large) == 8 * 2 * 32 * 16 * 4
   jaxpr = jax.make_jaxpr(split)(*large).jaxpr
   key = flops.Kernel("tiled", ((32, 4),))
-  assert flops.kernels(jaxpr) == {key: 2 * 32 * 16 * 4}
+  assert flops.kernels(jaxpr) == {key: flops.Work(2 * 32 * 16 * 4, steps=4)}
+
+
+def test_steps_of_a_kernel_with_a_loop_say_nothing():
+  def body(x_ref, o_ref):
+    add = lambda i, x: x + x_ref[i]
+    o_ref[0] = jax.lax.fori_loop(0, 8, add, jnp.float32(0))
+
+  f = lambda x: pallas.pallas_call(
+    body, out_shape=shape(1), grid=(3,), name="looped"
+  )(x)
+  (work,) = flops.kernels(jax.make_jaxpr(f)(shape(8)).jaxpr).values()
+  assert work.steps == 0
 
 
 # TFLOP of one forward pass, counted in torch on diffusers' and transformers'

@@ -3,7 +3,7 @@
 
 import pytest
 
-from cc_jax.core import flops, hlo, hlo_cost
+from cc_jax.core import flops, hardware, hlo, hlo_cost
 
 HEAD = """\
 FunctionNames
@@ -175,11 +175,17 @@ def test_kernels_are_reckoned_from_operations_and_bytes():
     '"jit(f)/attention_op/splash/splash_fwd/pallas_call"}\n'
   )
   key = flops.Kernel("splash_fwd", ((8,), (2, 16)))
-  (one,) = hlo_cost.cost(text, kernels={key: 1000}).kernels
-  assert one == ("splash_fwd", 1000, 32 + 32 + 64, 1)
+  known = {key: flops.Work(1000, steps=6)}
+  (one,) = hlo_cost.cost(text, kernels=known).kernels
+  assert one == ("splash_fwd", 1000, 32 + 32 + 64, 1, 0)
   # At half of peak, or the full bandwidth, whichever takes longer.
-  assert one.seconds(peak=100, bandwidth=1e9) == 1000 / 50
-  assert one.seconds(peak=1e9, bandwidth=64) == 2
+  chip = hardware.Hardware("chip", flops=100, bandwidth=1e9, clock=3, cores=2)
+  assert one.seconds(chip) == 1000 / 50
+  assert one.seconds(chip._replace(flops=1e9, bandwidth=64)) == 2
+  # A schedule says better; each step of the grid has all of it.
+  (one,) = hlo_cost.cost(text, kernels=known, bundles={"k": 70}).kernels
+  assert one.bundles == 6 * 70
+  assert one.seconds(chip) == 420 / 2 / 3
   (other,) = hlo_cost.cost(text).kernels
   assert other.flops == 0
 

@@ -8,7 +8,7 @@ import parity
 import pytest
 
 from cc_jax.core import sharding
-from cc_jax.models import attention, attention_kernel
+from cc_jax.models import attention, attention_blocks
 
 
 def drawn(tokens, sources, heads, size, dtype=jnp.float32):
@@ -48,7 +48,7 @@ def test_the_kernel_and_its_gradients_are_those_of_xla(
   tokens, sources, heads, size
 ):
   arrays = drawn(tokens, sources, heads, size)
-  assert attention_kernel.fits(tokens, heads * size, heads)
+  assert attention_blocks.fits(tokens, heads * size, heads)
   expected = results(attention.attention, *arrays)
   for ours, theirs in zip(results(kernel, *arrays), expected, strict=True):
     parity.check(ours, theirs, parity.LAYER)
@@ -56,24 +56,19 @@ def test_the_kernel_and_its_gradients_are_those_of_xla(
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_blocks_of_heads_queries_and_keys_sum_up(causal, monkeypatch):
-  monkeypatch.setattr(attention_kernel, "AREA", 128 * 16)
-  monkeypatch.setattr(attention_kernel, "PIECES", 2)
-  monkeypatch.setattr(attention_kernel, "SUMMED", 128 * 8)
+  monkeypatch.setattr(attention_blocks, "AREA", 128 * 16)
+  monkeypatch.setattr(attention_blocks, "PIECES", 2)
+  monkeypatch.setattr(attention_blocks, "SUMMED", 128 * 8)
   arrays = drawn(512, 640, 4, 8)
-  shapes = [
-    jax.ShapeDtypeStruct((2, 32, length), jnp.float32) for length in (512, 640)
-  ]
-  cut = attention_kernel._cut(*shapes, 4)
-  assert cut == (8, 1, 128, 128, 4)
+  assert attention_blocks.cut(32, 512, 640, 4, 4) == (8, 1, 128, 128, 4)
   mask = jnp.arange(640) < jnp.array([[300], [17]])
   check_hiding(kernel, arrays, mask, causal)
 
 
 def test_several_heads_and_pieces_are_one_program(monkeypatch):
-  monkeypatch.setattr(attention_kernel, "PIECE", 128)
+  monkeypatch.setattr(attention_blocks, "PIECE", 128)
   arrays = drawn(256, 256, 4, 8)
-  shape = jax.ShapeDtypeStruct((2, 32, 256), jnp.float32)
-  assert attention_kernel._cut(shape, shape, 4) == (8, 4, 256, 256, 1)
+  assert attention_blocks.cut(32, 256, 256, 4, 4) == (8, 4, 256, 256, 1)
   check_hiding(kernel, arrays, None, True)
 
 
@@ -104,10 +99,10 @@ def test_the_kernel_in_bfloat16_errs_no_more_than_xla():
 
 
 def test_shapes_that_do_not_fit_are_refused():
-  assert attention_kernel.fits(4096, 320, 5)
-  assert not attention_kernel.fits(1000, 320, 5)  # No whole blocks.
-  assert not attention_kernel.fits(25, 320, 5)
-  assert not attention_kernel.fits(64, 60, 5)  # Heads of 12 channels.
+  assert attention_blocks.fits(4096, 320, 5)
+  assert not attention_blocks.fits(1000, 320, 5)  # No whole blocks.
+  assert not attention_blocks.fits(25, 320, 5)
+  assert not attention_blocks.fits(64, 60, 5)  # Heads of 12 channels.
 
 
 def test_on_a_tpu_the_kernel_is_chosen_by_length(monkeypatch):
