@@ -74,6 +74,7 @@ def main(folder):
     "fits": config(
       folder,
       plan__text=f"{folder}/step.hlo",
+      plan__schedules=True,
       plan__program=f"{folder}/step.program",
       plan__published=ConfigDict(PAPER),
     ),

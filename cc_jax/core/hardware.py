@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cc_jax.core import schedules
-
 GIB = 2**30
 
 
@@ -356,7 +354,6 @@ def aot_devices(target: Slice, slices: int = 1) -> list[Any]:
   # Or it complains that the machine does not say.
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", target.name)
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  schedules.folder()
   from jax.experimental import topologies
 
   name, keywords = target.aot

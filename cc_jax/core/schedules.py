@@ -25,7 +25,10 @@ NAME = re.compile(rf"^\d+-(.+)-\d+-schedule-analysis_{LABEL}\.txt$")
 
 @functools.cache
 def folder() -> pathlib.Path:
-  """Where libtpu writes schedules to, which it does if it is not loaded yet."""
+  """Where libtpu writes schedules to, which it does if it is not loaded yet.
+
+  Those of all operations: a program of many is much longer to compile.
+  """
   made = pathlib.Path(tempfile.mkdtemp(prefix="cc_jax_schedules_"))
   atexit.register(shutil.rmtree, made, ignore_errors=True)
   options = [
@@ -41,9 +44,12 @@ def take() -> dict[str, int]:
   """Bundles of each operation that was compiled since the last call, by name.
 
   All of a kernel, what is before and behind its loop too; a loop within the
-  kernel counts once. Empty where libtpu was loaded before `folder` was called.
+  kernel counts once. Empty where libtpu was loaded before `folder` was called,
+  and where it never was.
   """
-  found = {}
+  found: dict[str, int] = {}
+  if not folder.cache_info().currsize:
+    return found
   for file in sorted(folder().iterdir()):
     name = NAME.match(file.name)
     total = TOTAL.search(file.read_text()) if name else None

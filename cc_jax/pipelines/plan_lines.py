@@ -75,9 +75,11 @@ def of_step(found: Mapping[str, Any]) -> list[str]:
   ]
   if found["kernels"]:
     seconds = found["step_s_parts"]["kernels"]
+    known = all(one["bundles"] for one in found["kernels"])
+    basis = "by their schedules" if known else "reckoned from FLOPs and bytes"
     made.append(
       f"{sum(one['times'] for one in found['kernels'])} custom kernels, "
-      f"by their schedules: {1e3 * seconds:.1f} ms"
+      f"{basis}: {1e3 * seconds:.1f} ms"
     )
   made += [
     f"{100 * one['share']:.1f} % {one['kind']}: {one['what'][:120]}"

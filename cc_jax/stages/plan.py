@@ -24,6 +24,7 @@ from cc_jax.core import (
   log,
   planned,
   programs,
+  schedules,
   sharding,
   tree,
   versions,
@@ -41,6 +42,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     ValueError: no such slice, no libtpu, or a config that cannot be trained.
   """
   target = hardware.target(config.slice)
+  if config.plan.schedules:
+    schedules.folder()
   devices = hardware.aot_devices(target.slice, target.count)
   if config.plan.of not in ("train", "caption"):
     raise ValueError(f"plan.of={config.plan.of!r}; expected train or caption")
