@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Num
 import numpy as np
 
 from cc_jax.core import sharding
-from cc_jax.models import attention, convolution, norms, products, recompute
+from cc_jax.models import attention, convolution, norms, recompute
 
 Dtype = Any
 
@@ -113,13 +113,7 @@ def linear(
 ) -> nnx.Linear:
   """[... width] -> [... out]."""
   return nnx.Linear(
-    width,
-    out,
-    use_bias=bias,
-    kernel_init=init,
-    dot_general=products.dot_general,
-    dtype=dtype,
-    rngs=rngs,
+    width, out, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs
   )
 
 

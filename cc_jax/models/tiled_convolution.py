@@ -49,11 +49,8 @@ OUTPUT = np.array(
   ]
 )
 # From so many channels on both sides, and so many pixels, sums for tiles cost
-# less than they save.
-CHANNELS, PIXELS = 64, 512
-# A kernel of so many numbers a pixel of a tile takes longer to be arranged for
-# XLA's convolution than the sum of three products of matrices takes.
-NUMBERS_A_PIXEL = 32
+# less than they save: the gradient of a kernel, and all else.
+CHANNELS, WIDE, PIXELS = 128, 192, 1024
 
 
 def suits(x: Any, kernel: Any) -> bool:
@@ -88,7 +85,7 @@ def convolve(
   Which it is is decided when a program is made for a platform, so that a CPU
   may compile for others.
   """
-  return jax.lax.platform_dependent(x, kernel, cpu=by_tiles, default=plain)
+  return jax.lax.platform_dependent(x, kernel, cpu=values, default=plain)
 
 
 def _forward(x, kernel):
@@ -104,36 +101,27 @@ def _backward(kept, dy):
 convolve.defvjp(_forward, _backward)
 
 
+def values(
+  x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C O"]
+) -> Float[Array, "B H W O"]:
+  """`plain`, by tiles where there are channels enough."""
+  wide = min(kernel.shape[2:]) >= WIDE
+  return by_tiles(x, kernel) if wide else plain(x, kernel)
+
+
 def by_tiles(
   x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C O"]
 ) -> Float[Array, "B H W O"]:
   """A convolution of a map, padded by one, whose rows tiles divide."""
-  return _tiles(x, _factors(kernel))
-
-
-def _tiles(x, factors):
-  """As `by_tiles`, of three matrices [6 C O], one for each row of a kernel."""
-  B, H, W, _ = x.shape
-  numbers = _numbers(x)
-  if factors[0][0].size < NUMBERS_A_PIXEL * B * H * (W // TILE):
-    kernels = jnp.stack(factors, 1)[:, :, None]  # [6 3 1 C O]
-    products = [
-      jax.lax.conv_general_dilated(
-        number, kernel, (1, 1), ((1, 1), (0, 0)), dimension_numbers=NUMBERS
-      )
-      for number, kernel in zip(numbers, kernels, strict=True)
-    ]
-  else:
-    stacked = jax.lax.optimization_barrier(jnp.stack(numbers))
-    # Without a barrier each would be written once more, with its padding.
-    rows = jax.lax.optimization_barrier(
-      [jnp.einsum("nbhwc,nce->nbhwe", stacked, one) for one in factors]
+  factors = _times(KERNEL, [kernel[:, n : n + 1] for n in range(3)])
+  products = [
+    jax.lax.conv_general_dilated(
+      number, factor, (1, 1), ((1, 1), (0, 0)), dimension_numbers=NUMBERS
     )
-    edges = ((0, 0), (0, 0), (1, 1), (0, 0), (0, 0))
-    padded = [jnp.pad(row, edges) for row in rows]
-    products = list(sum(one[:, :, n : n + H] for n, one in enumerate(padded)))
+    for number, factor in zip(_numbers(x), factors, strict=True)
+  ]
   pixels = jnp.stack(_times(OUTPUT, products), 3)  # [B H W/4 4 O]
-  return pixels.reshape(B, H, W, -1)
+  return pixels.reshape(*x.shape[:3], -1)
 
 
 def gradients(
@@ -147,33 +135,17 @@ def gradients(
   would be the whole map, for which XLA has no quick way.
   """
   # What a pixel sees on one side sees it on the other.
-  factors = jax.lax.optimization_barrier(_factors(kernel[::-1, ::-1]))
-  dx = _tiles(dy, [one.swapaxes(1, 2) for one in factors])
+  dx = values(dy, kernel[::-1, ::-1].swapaxes(2, 3))
   slopes = _times(OUTPUT.T, [dy[:, :, n::TILE] for n in range(TILE)])
-  C, O = kernel.shape[2:]
-  factors = [
-    (_rows(number) @ slope.reshape(-1, O)).reshape(3, C, O)
-    for number, slope in zip(_numbers(x), slopes, strict=True)
-  ]
+  rows = range(3)
+  factors = []
+  for number, slope in zip(_numbers(x), slopes, strict=True):
+    padded = jnp.pad(number, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    seen = [padded[:, row : row + x.shape[1]] for row in rows]
+    factors.append(
+      jnp.stack([jnp.einsum("bhwc,bhwd->cd", one, slope) for one in seen])
+    )
   return dx, jnp.stack(_times(KERNEL.T, factors), 1)
-
-
-def _factors(kernel):
-  """G k of each row of a kernel: 3 times [6 C O]."""
-  return [jnp.stack(_times(KERNEL, list(row))) for row in kernel]
-
-
-def _rows(x: Float[Array, "B H W C"]) -> Float[Array, "3*C B*H*W"]:
-  """What each pixel sees down a column, channels first.
-
-  XLA has quick products of matrices for what is so, and a slow one for the sum
-  over the first axis of both; it would undo what no barrier holds.
-  """
-  _, H, _, C = x.shape
-  padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
-  first = jax.lax.optimization_barrier(padded.transpose(3, 0, 1, 2))
-  seen = jnp.stack([first[:, :, row : row + H] for row in range(3)])
-  return jax.lax.optimization_barrier(seen.reshape(3 * C, -1))
 
 
 def _numbers(x):
