@@ -164,6 +164,9 @@ def cost(
       row = parts.setdefault(label, [0, 0])
       row[0] += operation.cycles * times
       row[1] += times
+  # Of kernels that are alike only one is compiled.
+  alike = {one[:3]: one.bundles for one in custom if one.bundles}
+  custom = [one._replace(bundles=alike.get(one[:3], 0)) for one in custom]
   slowest = [Part(*label, *row) for label, row in parts.items()]
   slowest.sort(key=lambda part: -part.cycles)
   return Cost(cycles, dict(scopes), slowest, collectives, custom, unknown)

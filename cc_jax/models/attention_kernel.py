@@ -16,6 +16,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+from jax import ad_checkpoint
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
@@ -27,6 +28,8 @@ from cc_jax.models import attention_blocks as blocks
 AHEAD = 2
 # Added to products with keys that are not to be seen.
 HIDDEN = -1e30
+# The name of results for a policy of what the backward pass keeps.
+KEPT = "attention"
 LOG2E = math.log2(math.e)
 
 
@@ -126,6 +129,7 @@ def _forward(q, k, v, below, heads, causal, scale, interpret):
     flops=4 * B * T * S * D,
     interpret=interpret,
   )
+  out, logs = (ad_checkpoint.checkpoint_name(x, KEPT) for x in (out, logs))
   return out, (q, k, v, below, out, logs)
 
 

@@ -22,7 +22,13 @@ from jaxtyping import Array, Bool, Float, Num
 import numpy as np
 
 from cc_jax.core import sharding
-from cc_jax.models import attention, convolution, norms, recompute
+from cc_jax.models import (
+  attention,
+  attention_kernel,
+  convolution,
+  norms,
+  recompute,
+)
 
 Dtype = Any
 
@@ -314,6 +320,10 @@ class TimeMLP(nnx.Module):
 
 REMAT = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # What a TPU's kernel gives, which is small and dear: on other devices "full".
+  "attention": jax.checkpoint_policies.save_only_these_names(
+    attention_kernel.KEPT
+  ),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -185,6 +185,13 @@ def test_kernels_are_reckoned_from_operations_and_bytes():
   # A schedule says better; each step of the grid has all of it.
   (one,) = hlo_cost.cost(text, kernels=known, bundles={"k": 70}).kernels
   assert one.bundles == 6 * 70
+  # One that is the same in all but its name has the same.
+  line = text.splitlines()[
+    [" %k" in row for row in text.splitlines()].index(True)
+  ]
+  both = text.replace(line, line + "\n" + line.replace("%k", "%again"))
+  found = hlo_cost.cost(both, kernels=known, bundles={"k": 70}).kernels
+  assert [kernel.bundles for kernel in found] == [420, 420]
   assert one.seconds(chip) == 420 / 2 / 3
   (other,) = hlo_cost.cost(text).kernels
   assert other.flops == 0

@@ -8,7 +8,7 @@ import parity
 import pytest
 
 from cc_jax.core import sharding
-from cc_jax.models import attention, attention_blocks
+from cc_jax.models import attention, attention_blocks, layers
 
 
 def drawn(tokens, sources, heads, size, dtype=jnp.float32):
@@ -145,3 +145,15 @@ def test_a_kernel_runs_on_each_devices_rows_and_heads():
   assert shapes == [((1, 8, 2, 8), (1, 8))]
   expected = attention.attention(*arrays, mask, scale=0.5)
   parity.check(ours, expected, parity.LAYER)
+
+
+def test_remat_keeps_what_the_kernel_gives_where_it_is_asked_to():
+  q, k, v, _ = drawn(16, 16, 1, 8)
+
+  def kept(remat):
+    run = layers.checkpointed(lambda q: kernel(q, k, v), remat)
+    return [leaf.shape for leaf in jax.tree.leaves(jax.vjp(run, q)[1])]
+
+  logs = (2, 1, 1, 16)  # Of which nothing outside reads.
+  assert logs in kept("attention")
+  assert logs not in kept("full")
