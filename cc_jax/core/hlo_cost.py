@@ -5,7 +5,8 @@ XLA:TPU writes the cycles that it expects of each fusion. Summed with loops
 counted they are the nearest thing to a step's time without a TPU. Two things it
 does not estimate, and they are reckoned here from their sizes: collectives, as
 rings at the full bandwidth of the links, and custom kernels, by their schedules
-(core/schedules.py) or the full bandwidth of memory, whichever takes longer.
+(core/schedules.py), at half of peak where those are not known, or at the full
+bandwidth of memory, whichever takes longer.
 """
 
 import collections
@@ -300,8 +301,8 @@ def _kernel(
   scopes = operation.scope.split("/")
   name = scopes[-2] if scopes[-1] == "pallas_call" else scopes[-1]
   work = known.get(flops.Kernel(name, shapes), flops.Work(0, 0))
-  steps = work.steps * bundles.get(operation.name, 0)
-  return Kernel(name, work.operations, size, 1, steps)
+  all_steps = work.steps * bundles.get(operation.name, 0)
+  return Kernel(name, work.operations, size, times=1, bundles=all_steps)
 
 
 def summary(found: Cost) -> list[dict[str, Any]]:

@@ -106,10 +106,8 @@ def _forward(q, k, v, below, heads, causal, scale, interpret):
 
     @pl.when(step == last)
     def _():
-      for row in range(cut.group):
-        head = slice(row * cut.size, (row + 1) * cut.size)
-        x = sums[head, :] / total[row : row + 1, :]
-        out[head, :] = x.astype(out.dtype)
+      for row, head in _heads(cut):
+        out[head, :] = (sums[head, :] / total[row, :]).astype(out.dtype)
       logs[...] = highest[...] + jnp.log2(total[...])
 
   specs = _specs(cut, below, lambda b, g, t, s: (b, g, t, s))
@@ -126,7 +124,8 @@ def _forward(q, k, v, below, heads, causal, scale, interpret):
     grid=(B, heads // cut.group, T // cut.queries, last + 1),
     sequential=1,
     scratch=[row, row, _sums(cut, cut.queries)],
-    flops=4 * B * T * S * D,
+    products=2,
+    heads=heads,
     interpret=interpret,
   )
   out, logs = (ad_checkpoint.checkpoint_name(x, KEPT) for x in (out, logs))
@@ -153,10 +152,9 @@ def _backward(heads, causal, scale, interpret, saved, cotangent):
       q_sum[block] = jnp.zeros_like(q_sum[block])
 
     # What the softmax's gradient subtracts, FlashAttention-2's §3.1, eq. 4.
-    for row in range(cut.group):
-      head = slice(row * cut.size, (row + 1) * cut.size)
+    for row, head in _heads(cut):
       x = do[head, :].astype(jnp.float32) * out[head, :].astype(jnp.float32)
-      means[row : row + 1, :] = jnp.sum(x, axis=0, keepdims=True)
+      means[row, :] = jnp.sum(x, axis=0, keepdims=True)
 
     k_turned, v_turned = k[...].T, v[...].T
     first = (part * rounds + block) * cut.queries
@@ -216,7 +214,8 @@ def _backward(heads, causal, scale, interpret, saved, cotangent):
       *[_sums(cut, cut.keys)] * 2,
       pltpu.VMEM((cut.group, cut.queries), jnp.float32),
     ],
-    flops=10 * B * T * S * D,
+    products=5,
+    heads=heads,
     interpret=interpret,
   )
   return dq, _whole(dk), _whole(dv), None
@@ -266,7 +265,8 @@ def _call(
   grid: tuple[int, ...],
   sequential: int,
   scratch: Sequence[Any],
-  flops: int,
+  products: int,
+  heads: int,
   interpret: bool,
 ):
   """Runs a kernel on arrays with their specs; `below` follows q, k and v."""
@@ -278,6 +278,7 @@ def _call(
   arrays, specs = zip(*inputs, strict=True)
   shapes, out_specs = zip(*outputs, strict=True)
   moved = sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes))
+  (B, D, T), S = inputs[0][0].shape, inputs[1][0].shape[2]
   ways = ("parallel",) * (len(grid) - sequential)
   return pl.pallas_call(
     run,
@@ -290,7 +291,9 @@ def _call(
       dimension_semantics=(*ways, *("arbitrary",) * sequential)
     ),
     cost_estimate=pl.CostEstimate(
-      flops=flops, transcendentals=0, bytes_accessed=moved
+      flops=2 * products * B * T * S * D,
+      transcendentals=B * T * S * heads,
+      bytes_accessed=moved,
     ),
     interpret=interpret,
     name=name,
@@ -299,12 +302,20 @@ def _call(
 
 def _pieces(cut):
   """The pieces of a program: row of a head, its channels, queries and keys."""
-  pieces = []
-  for row in range(cut.group):
-    head = slice(row * cut.size, (row + 1) * cut.size)
-    for t in _slices(cut.queries):
-      pieces += [(slice(row, row + 1), head, t, s) for s in _slices(cut.keys)]
-  return pieces
+  return [
+    (row, head, t, s)
+    for row, head in _heads(cut)
+    for t in _slices(cut.queries)
+    for s in _slices(cut.keys)
+  ]
+
+
+def _heads(cut):
+  """Of each head of a program its row and its channels."""
+  return [
+    (slice(n, n + 1), slice(n * cut.size, (n + 1) * cut.size))
+    for n in range(cut.group)
+  ]
 
 
 def _slices(block):

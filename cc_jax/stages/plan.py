@@ -251,9 +251,11 @@ def remedies(
   state = sum(estimate.on_device(tree) for tree in made.parts.values())
   advice = [
     f"train.remat={name}"
-    for name in {"none": ("dots", "full"), "dots": ("full",)}.get(
-      options.remat, ()
-    )
+    for name in {
+      "none": ("dots", "full"),
+      "dots": ("full",),
+      "attention": ("full",),
+    }.get(options.remat, ())
   ]
   if state > usable / 2 and made.mesh.shape["fsdp"] < ways:
     advice.append(f"train.mesh.fsdp={2 * made.mesh.shape['fsdp']}")

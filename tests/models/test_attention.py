@@ -42,7 +42,14 @@ def check_hiding(ours, arrays, mask, causal):
 
 @pytest.mark.parametrize(
   ("tokens", "sources", "heads", "size"),
-  [(512, 512, 2, 64), (64, 77, 4, 8), (256, 256, 2, 72), (640, 600, 1, 8)],
+  [
+    (512, 512, 2, 64),
+    (64, 77, 4, 8),
+    (256, 256, 2, 72),
+    (16, 16, 1, 8),
+    (640, 600, 1, 8),
+    (1536, 1536, 1, 72),
+  ],
 )
 def test_the_kernel_and_its_gradients_are_those_of_xla(
   tokens, sources, heads, size
