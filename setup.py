@@ -33,6 +33,8 @@ setuptools.setup(
     "pyarrow>=25.0",
     "tensorboardX>=2.6.5",
     "tqdm>=4.70",
+    # What jax.export writes: a plan's kernels, on their way to libtpu.
+    "flatbuffers>=25.12",
   ],
   extras_require={
     # The digits and photographs that `cc-jax quickstart` reads, and the

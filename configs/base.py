@@ -215,7 +215,6 @@ def get_config(arg: str = "") -> ConfigDict:
   config.plan.result = "{workdir}/plan.json"
   config.plan.program = ""  # Where to save the compiled step for `train`.
   config.plan.text = ""  # Where to write the compiled program's text.
-  config.plan.schedules = False  # Kernels by libtpu's schedules: takes longer.
   config.plan.images = 70_000_000  # To caption.
   config.plan.price = 0.0  # Dollars an hour and chip; 0 for the list price.
   config.plan.watts = 0.0  # Of a chip; 0 for what its maker measured, if known.

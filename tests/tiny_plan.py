@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import tiny
 
 from cc_jax.core import config as configs
-from cc_jax.core import estimate, flops, hardware, hlo_cost, sharding
+from cc_jax.core import estimate, hardware, hlo_cost, schedules, sharding
 from cc_jax.models import attention_kernel
 from cc_jax.stages import plan
 
@@ -62,9 +62,9 @@ def kernels():
     q, k, v, None, 2, causal=False, scale=0.125
   )
   traced = jax.jit(run).trace(shape, shape, shape)
-  program, bundles = estimate.compile(traced.lower(), "v4")
-  known = flops.kernels(traced.jaxpr.jaxpr)
-  cost = hlo_cost.cost(program.as_text(), kernels=known, bundles=bundles)
+  program = estimate.compile(traced.lower(), "v4")
+  known = schedules.of(traced.jaxpr.jaxpr, hardware.slice_of("v4-8"))
+  cost = hlo_cost.cost(program.as_text(), kernels=known)
   return [one._asdict() for one in cost.kernels]
 
 
@@ -74,7 +74,6 @@ def main(folder):
     "fits": config(
       folder,
       plan__text=f"{folder}/step.hlo",
-      plan__schedules=True,
       plan__program=f"{folder}/step.program",
       plan__published=ConfigDict(PAPER),
     ),

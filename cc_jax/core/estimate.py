@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cc_jax.core import hardware, hlo_cost, launching, schedules
+from cc_jax.core import hardware, hlo_cost, launching
 
 # Bytes per second of a chip's share of its host's network: 25 GB/s a host of
 # four.
@@ -40,26 +40,20 @@ class OutOfMemory(NamedTuple):
   usable: float
 
 
-def compile(lowered: Any, chip: str) -> tuple[Any, dict[str, int]]:
+def compile(lowered: Any, chip: str) -> Any:
   """The compiled program, or `OutOfMemory`: that is an answer, no failure.
-
-  And the bundles of its operations, see `schedules.take`.
 
   Args:
     lowered: the program.
-    chip: for which, as `launching.LIBTPU` has it: a plan is compiled with the
-      flags of the hosts. Another has none.
+    chip: for which: a plan is compiled with the flags of the hosts.
   """
-  flags = (flag.split("=") for flag in launching.LIBTPU.get(chip, ()))
-  schedules.take()
   try:
-    program = lowered.compile(compiler_options=dict(flags))
-    return program, schedules.take()
+    return lowered.compile(compiler_options=launching.options(chip))
   except jax.errors.JaxRuntimeError as error:
     found = refusal(str(error))
     if found is None:
       raise
-    return found, {}
+    return found
 
 
 def refusal(text: str) -> OutOfMemory | None:

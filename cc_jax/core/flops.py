@@ -7,7 +7,7 @@ hardware's peak is stated for: matrix products and convolutions, two operations
 for each multiplication and addition.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import math
 import re
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ class Kernel(NamedTuple):
 
   Attributes:
     name: of the kernel.
-    shapes: of its results on one device.
+    shapes: of its arguments and results on one device.
   """
 
   name: str
@@ -77,25 +77,34 @@ class Work(NamedTuple):
   Attributes:
     operations: of all steps of its grid.
     steps: of that grid; 0 where the kernel has loops of its own.
+    bundles: of instructions in one step, see `schedules.of`; 0 for unknown.
   """
 
   operations: int
   steps: int
+  bundles: int = 0
 
 
 def kernels(jaxpr: Any) -> dict[Kernel, Work]:
   """The work of each Pallas kernel."""
   found: dict[Kernel, Work] = {}
+  for kernel, equation in calls(jaxpr):
+    grid = equation.params["grid_mapping"].grid
+    steps = 0 if _loops(equation) else math.prod(grid)
+    found[kernel] = Work(_equation(equation, 1), steps)
+  return found
+
+
+def calls(jaxpr: Any) -> Iterator[tuple[Kernel, Any]]:
+  """Each call of a Pallas kernel, with its equation."""
   for equation in jaxpr.eqns:
     if equation.primitive.name == "pallas_call":
-      shapes = tuple(tuple(var.aval.shape) for var in equation.outvars)
-      name, grid = equation.params["name"], equation.params["grid_mapping"].grid
-      steps = 0 if _loops(equation) else math.prod(grid)
-      found[Kernel(name, shapes)] = Work(_equation(equation, 1), steps)
+      arrays = (*equation.invars, *equation.outvars)
+      shapes = tuple(tuple(one.aval.shape) for one in arrays)
+      yield Kernel(equation.params["name"], shapes), equation
     else:
       for inner in _inner(equation):
-        found |= kernels(inner)
-  return found
+        yield from calls(inner)
 
 
 def _equation(equation: Any, trips: int) -> int:

@@ -131,7 +131,6 @@ def cost(
   *,
   devices: int = 1,
   kernels: Mapping[flops.Kernel, flops.Work] | None = None,
-  bundles: Mapping[str, int] | None = None,
   trips: int = 1,
 ) -> Cost:
   """Reads `compiled.as_text()` of a program for a TPU.
@@ -140,7 +139,6 @@ def cost(
     text: of the program.
     devices: that run it.
     kernels: the work of each Pallas kernel, `flops.kernels`.
-    bundles: of instructions of each custom call, `schedules.take`.
     trips: how often a loop runs whose length the text does not say.
   """
   program = hlo.parse(text)
@@ -154,7 +152,7 @@ def cost(
     if found := _collective(program, operation, devices):
       collectives.append(found._replace(times=times))
     elif "tpu_custom_call" in operation.rest:
-      made = _kernel(program, operation, kernels or {}, bundles or {}, inside)
+      made = _kernel(program, operation, kernels or {}, inside)
       custom.append(made._replace(times=times))
     elif operation.cycles:
       what = kind(program, operation)
@@ -165,9 +163,6 @@ def cost(
       row = parts.setdefault(label, [0, 0])
       row[0] += operation.cycles * times
       row[1] += times
-  # Of kernels that are alike only one is compiled.
-  alike = {one[:3]: one.bundles for one in custom if one.bundles}
-  custom = [one._replace(bundles=alike.get(one[:3], 0)) for one in custom]
   slowest = [Part(*label, *row) for label, row in parts.items()]
   slowest.sort(key=lambda part: -part.cycles)
   return Cost(cycles, dict(scopes), slowest, collectives, custom, unknown)
@@ -290,19 +285,18 @@ def _kernel(
   program: hlo.Program,
   operation: hlo.Operation,
   known: Mapping[flops.Kernel, flops.Work],
-  bundles: Mapping[str, int],
   inside: str,
 ) -> Kernel:
   results = {one.name: one.result for one in program.computations[inside]}
-  size = hlo.size(operation.result) + sum(
-    hlo.size(results.get(name, "")) for name in operation.operands
-  )
-  shapes = tuple(shape for _, shape in hlo.arrays(operation.result))
+  arrays = [results.get(name, "") for name in operation.operands]
+  arrays.append(operation.result)
+  shapes = tuple(shape for one in arrays for _, shape in hlo.arrays(one))
   scopes = operation.scope.split("/")
   name = scopes[-2] if scopes[-1] == "pallas_call" else scopes[-1]
   work = known.get(flops.Kernel(name, shapes), flops.Work(0, 0))
-  all_steps = work.steps * bundles.get(operation.name, 0)
-  return Kernel(name, work.operations, size, times=1, bundles=all_steps)
+  size = sum(hlo.size(one) for one in arrays)
+  bundles = work.steps * work.bundles
+  return Kernel(name, work.operations, size, times=1, bundles=bundles)
 
 
 def summary(found: Cost) -> list[dict[str, Any]]:

@@ -44,6 +44,15 @@ LIBTPU = {
 MEGACORE = {"v4": "MEGACORE_DENSE", "v5p": "MEGACORE_DENSE"}
 
 
+def options(chip: str) -> dict[str, str]:
+  """The flags of a kind of chip, as a compiler takes them; others have none.
+
+  >>> options("v4")
+  {'xla_enable_async_all_gather': 'true'}
+  """
+  return dict(flag.split("=") for flag in LIBTPU.get(chip, ()))
+
+
 def environment(name: str, slices: int = 1) -> dict[str, str]:
   """The variables of every host of so many slices.
 

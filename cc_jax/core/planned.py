@@ -23,8 +23,7 @@ class Compiled:
     parts: shapes with layouts of its arguments, by what they hold.
     operations: of a run over all devices, as it is compiled: with what is
       computed a second time.
-    kernels: see `flops.kernels`.
-    bundles: see `schedules.take`.
+    kernels: see `schedules.of`.
     seconds: that compiling took.
   """
 
@@ -34,7 +33,6 @@ class Compiled:
   parts: dict[str, Any]
   operations: int
   kernels: dict[flops.Kernel, flops.Work]
-  bundles: dict[str, int]
   seconds: float
 
 

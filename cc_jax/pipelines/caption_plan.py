@@ -23,6 +23,7 @@ from cc_jax.core import (
   hlo_cost,
   log,
   planned,
+  schedules,
   sharding,
   tree,
 )
@@ -133,7 +134,7 @@ def plan(
     traced = jax.jit(work.write).trace(work.params, work.pixels, work.key)
     lowered = traced.lower()
     log.announce("plan", "compiling, which may take some minutes")
-    program, bundles = estimate.compile(lowered, target.slice.hardware.name)
+    program = estimate.compile(lowered, target.slice.hardware.name)
   jaxpr, size = traced.jaxpr.jaxpr, config.caption.batch_size
   made = planned.Compiled(
     program,
@@ -142,8 +143,7 @@ def plan(
     {"weights": work.params, "batch": work.pixels},
     # All tokens but the first are written in the loop.
     flops.of_jaxpr(jaxpr, work.length - 1),
-    flops.kernels(jaxpr),
-    bundles,
+    schedules.of(jaxpr, target.slice),
     time.perf_counter() - started,
   )
   found = {
@@ -169,7 +169,6 @@ def plan(
     text,
     devices=mesh.size,
     kernels=made.kernels,
-    bundles=made.bundles,
     trips=work.length - 1,
   )
   parts = estimate.seconds(cost, target)

@@ -42,8 +42,6 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     ValueError: no such slice, no libtpu, or a config that cannot be trained.
   """
   target = hardware.target(config.slice)
-  if config.plan.schedules:
-    schedules.folder()
   devices = hardware.aot_devices(target.slice, target.count)
   if config.plan.of not in ("train", "caption"):
     raise ValueError(f"plan.of={config.plan.of!r}; expected train or caption")
@@ -103,7 +101,7 @@ def plan(
   mesh: jax.sharding.Mesh,
 ) -> dict[str, Any]:
   """A plan of one config; without times where the step does not fit."""
-  made = compile_step(config, mesh, target.slice.hardware.name)
+  made = compile_step(config, mesh, target.slice)
   found = describe(config, target, made)
   if not found["fits"]:
     return found
@@ -121,14 +119,16 @@ def plan(
 
 
 def compile_step(
-  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, chip: str
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  target: hardware.Slice,
 ) -> planned.Compiled:
   """The train step of a config, compiled for devices that need not be there.
 
   Args:
     config: of the run.
     mesh: of devices, as `hardware.aot_devices` has them.
-    chip: that they are, as `estimate.compile` takes it.
+    target: of which they are.
 
   Raises:
     ValueError: a config that cannot be trained.
@@ -144,7 +144,7 @@ def compile_step(
     traced = steps.trace_update(update, state, loss, batch)
     lowered = traced.lower()
     log.announce("plan", "compiling, which may take some minutes")
-    program, bundles = estimate.compile(lowered, chip)
+    program = estimate.compile(lowered, target.hardware.name)
   jaxpr = traced.jaxpr.jaxpr
   return planned.Compiled(
     program,
@@ -158,8 +158,7 @@ def compile_step(
       "batch": batch,
     },
     flops.of_jaxpr(jaxpr),
-    flops.kernels(jaxpr),
-    bundles,
+    schedules.of(jaxpr, target),
     time.perf_counter() - started,
   )
 
@@ -233,7 +232,6 @@ def describe(
     made.program.as_text(),
     devices=made.mesh.size,
     kernels=made.kernels,
-    bundles=made.bundles,
   )
   return (
     found | times(config, target, cost, total) | planned.traffic(made, cost)

@@ -116,7 +116,7 @@ def test_a_kernel_counts_at_all_of_its_grid_on_all_devices():
   large = shape(8 * 32, 16), shape(16, 4)
   assert flops.count(split, *large) == 8 * 2 * 32 * 16 * 4
   jaxpr = jax.make_jaxpr(split)(*large).jaxpr
-  key = flops.Kernel("tiled", ((32, 4),))
+  key = flops.Kernel("tiled", ((32, 16), (16, 4), (32, 4)))
   assert flops.kernels(jaxpr) == {key: flops.Work(2 * 32 * 16 * 4, steps=4)}
 
 
