@@ -24,8 +24,11 @@ from jaxtyping import Array, Bool, Float
 
 from cc_jax.models import attention_blocks as blocks
 
-# Pieces of which the products are begun before they are needed.
-AHEAD = 2
+# Pieces of which the products are begun before they are needed, forward and
+# backward.
+AHEAD, AHEAD_BACK = 2, 1
+# Rows that values have more in the kernel: a register's.
+MORE = 8
 # Added to products with keys that are not to be seen.
 HIDDEN = -1e30
 # The name of results for a policy of what the backward pass keeps.
@@ -78,40 +81,48 @@ def _forward(q, k, v, below, heads, causal, scale, interpret):
   cut = blocks.cut(D, T, S, heads, q.dtype.itemsize)
   last = S // cut.keys - 1
 
-  def kernel(q, k, v, below, out, logs, highest, total, sums):
+  def kernel(q, k, v, below, out, logs, highest, sums):
     step = pl.program_id(3)
 
-    @pl.when(step == 0)
+    @pl.when((step == 0) & (last > 0))
     def _():
       highest[...] = jnp.full_like(highest, -jnp.inf)
-      total[...] = jnp.zeros_like(total)
       sums[...] = jnp.zeros_like(sums)
 
     turned = k[...].T
+    queries, values = _by_head(cut, q), _by_head(cut, v)
+    # With rows of ones the product with values sums the weights too.
+    ones = jnp.ones((MORE, cut.keys), v.dtype)
+    values = [jnp.concatenate([x, ones]) for x in values]
     hide = _hide(below, causal, pl.program_id(2) * cut.queries, step * cut.keys)
 
     def products(piece):
-      _, head, t, s = piece
-      x = _dot(turned[s, head], q[head, t], 1, 0) * (scale * LOG2E)
+      n, head, t, s = piece
+      x = _dot(turned[s, head], queries[n][:, t], 1, 0) * (scale * LOG2E)
       return hide(x, t, s)
 
-    for (row, head, t, s), x in _begun(_pieces(cut), products):
-      before = highest[row, t]
-      top = jnp.maximum(before, jnp.max(x, axis=0, keepdims=True))
-      weights, fade = jnp.exp2(x - top), jnp.exp2(before - top)
-      summed = jnp.sum(weights, axis=0, keepdims=True)
-      highest[row, t], total[row, t] = top, total[row, t] * fade + summed
-      x = _dot(v[head, s], weights.astype(v.dtype), 1, 0)  # [K T]
-      sums[head, t] = sums[head, t] * fade + x
+    for (n, _, t, s), x in _begun(_pieces(cut), products, AHEAD):
+      row, top = slice(n, n + 1), jnp.max(x, axis=0, keepdims=True)
+      first = last == 0 and s.start == 0
+      if not first:
+        before = highest[row, t]
+        top = jnp.maximum(before, top)
+      weights = jnp.exp2(x - top).astype(v.dtype)
+      x = _dot(values[n][:, s], weights, 1, 0)  # [K + 8 T]
+      if not first:
+        x += sums[n, :, t] * jnp.exp2(before - top)
+      highest[row, t], sums[n, :, t] = top, x
 
     @pl.when(step == last)
     def _():
-      for row, head in _heads(cut):
-        out[head, :] = (sums[head, :] / total[row, :]).astype(out.dtype)
-      logs[...] = highest[...] + jnp.log2(total[...])
+      for n, head in enumerate(_heads(cut)):
+        total = sums[n, cut.size : cut.size + 1, :]
+        out[head, :] = (sums[n, : cut.size, :] / total).astype(out.dtype)
+        row = slice(n, n + 1)
+        logs[row, :] = highest[row, :] + jnp.log2(total)
 
   specs = _specs(cut, below, lambda b, g, t, s: (b, g, t, s))
-  row = pltpu.VMEM((cut.group, cut.queries), jnp.float32)
+  sums = (cut.group, cut.size + MORE, cut.queries)
   rows = jax.ShapeDtypeStruct(
     (B, heads // cut.group, cut.group, T), jnp.float32
   )
@@ -123,7 +134,10 @@ def _forward(q, k, v, below, heads, causal, scale, interpret):
     (below, specs.below),
     grid=(B, heads // cut.group, T // cut.queries, last + 1),
     sequential=1,
-    scratch=[row, row, _sums(cut, cut.queries)],
+    scratch=[
+      pltpu.VMEM((cut.group, cut.queries), jnp.float32),
+      pltpu.VMEM(sums, jnp.float32),
+    ],
     products=2,
     heads=heads,
     interpret=interpret,
@@ -152,25 +166,28 @@ def _backward(heads, causal, scale, interpret, saved, cotangent):
       q_sum[block] = jnp.zeros_like(q_sum[block])
 
     # What the softmax's gradient subtracts, FlashAttention-2's §3.1, eq. 4.
-    for row, head in _heads(cut):
+    for n, head in enumerate(_heads(cut)):
       x = do[head, :].astype(jnp.float32) * out[head, :].astype(jnp.float32)
-      means[row, :] = jnp.sum(x, axis=0, keepdims=True)
+      means[slice(n, n + 1), :] = jnp.sum(x, axis=0, keepdims=True)
 
     k_turned, v_turned = k[...].T, v[...].T
+    queries, keys, dos = (_by_head(cut, x) for x in (q, k, do))
     first = (part * rounds + block) * cut.queries
     hide = _hide(below, causal, first, step * cut.keys)
 
     def products(piece):
-      _, head, t, s = piece
-      x = _dot(k_turned[s, head], q[head, t], 1, 0) * (scale * LOG2E)
-      return hide(x, t, s), _dot(v_turned[s, head], do[head, t], 1, 0)
+      n, head, t, s = piece
+      x = _dot(k_turned[s, head], queries[n][:, t], 1, 0) * (scale * LOG2E)
+      return hide(x, t, s), _dot(v_turned[s, head], dos[n][:, t], 1, 0)
 
-    for (row, head, t, s), (x, towards) in _begun(_pieces(cut), products):
+    for piece, (x, towards) in _begun(_pieces(cut), products, AHEAD_BACK):
+      n, head, t, s = piece
+      row = slice(n, n + 1)
       weights = jnp.exp2(x - logs[row, t])
       towards = (weights * (towards - means[row, t])).astype(q.dtype)
-      v_sum[head, s] += _dot(do[head, t], weights.astype(do.dtype), 1, 1)
-      k_sum[head, s] += _dot(q[head, t], towards, 1, 1)
-      q_sum[block, head, t] += _dot(k[head, s], towards, 1, 0)
+      v_sum[head, s] += _dot(dos[n][:, t], weights.astype(do.dtype), 1, 1)
+      k_sum[head, s] += _dot(queries[n][:, t], towards, 1, 1)
+      q_sum[block, head, t] += _dot(keys[n][:, s], towards, 1, 0)
 
     @pl.when(step == last)
     def _():
@@ -301,21 +318,23 @@ def _call(
 
 
 def _pieces(cut):
-  """The pieces of a program: row of a head, its channels, queries and keys."""
+  """The pieces of a program: a head, its channels, queries and keys."""
   return [
-    (row, head, t, s)
-    for row, head in _heads(cut)
+    (n, head, t, s)
+    for n, head in enumerate(_heads(cut))
     for t in _slices(cut.queries)
     for s in _slices(cut.keys)
   ]
 
 
 def _heads(cut):
-  """Of each head of a program its row and its channels."""
-  return [
-    (slice(n, n + 1), slice(n * cut.size, (n + 1) * cut.size))
-    for n in range(cut.group)
-  ]
+  """The channels of each head of a program."""
+  return [slice(n * cut.size, (n + 1) * cut.size) for n in range(cut.group)]
+
+
+def _by_head(cut, ref):
+  """What each head of a program has of an array, loaded once."""
+  return [ref[head, :] for head in _heads(cut)]
 
 
 def _slices(block):
@@ -324,16 +343,16 @@ def _slices(block):
 
 
 def _begun(
-  pieces: Sequence[Any], products: Callable[[Any], Any]
+  pieces: Sequence[Any], products: Callable[[Any], Any], ahead: int
 ) -> Iterator[tuple[Any, Any]]:
   """Each piece with its products, of which the next are begun before.
 
   Or the unit for products would wait for the softmax, and that for it.
   """
-  made = [products(piece) for piece in pieces[:AHEAD]]
+  made = [products(piece) for piece in pieces[:ahead]]
   for number, piece in enumerate(pieces):
-    if number + AHEAD < len(pieces):
-      made.append(products(pieces[number + AHEAD]))
+    if number + ahead < len(pieces):
+      made.append(products(pieces[number + ahead]))
     yield piece, made.pop(0)
 
 
