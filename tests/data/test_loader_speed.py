@@ -3,11 +3,12 @@ from cc_jax.data import loader_speed
 
 
 def test_a_host_reads_enough_records_for_its_devices():
-  # Measured: 17 to 25 thousand, without the tests' checks of types; the bar is
-  # low for a busy machine.
+  # Four chips of v4 train on 890 images a second (README), which one core should
+  # read. Measured: 3 to 25 thousand, on machines slow and fast, with the tests'
+  # checks of types and without.
   speed = loader_speed.measure(stored=512, seconds=0.4)
   assert speed.records > 0
-  assert speed.per_cpu_second >= 4000
+  assert speed.per_cpu_second >= 1000
   # Nothing was asked of it at a rate.
   assert speed.stall == 0
 

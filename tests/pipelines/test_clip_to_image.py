@@ -66,7 +66,8 @@ def test_images_are_the_decoded_codes_of_the_prompts_embedding(greedy, params):
   x = vqgan.decode_codes(codes.reshape(4, 4, 4))
   np.testing.assert_allclose(found, np.clip(x / 2 + 0.5, 0, 1), atol=1e-5)
   assert found.shape == (4, 16, 16, 3)
-  np.testing.assert_array_equal(found[0], found[3])
+  # One prompt twice; rows of a batch may be summed in another order.
+  np.testing.assert_allclose(found[0], found[3], atol=1e-5)
   assert np.abs(found[0] - found[1]).max() > 0.01
 
 
