@@ -252,6 +252,7 @@ def remedies(
     for name in {
       "none": ("dots", "full"),
       "dots": ("full",),
+      "qkv": ("attention", "full"),
       "attention": ("full",),
     }.get(options.remat, ())
   ]
