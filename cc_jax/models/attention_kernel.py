@@ -31,9 +31,8 @@ AHEAD, AHEAD_BACK = 2, 1
 MORE = 8
 # Added to products with keys that are not to be seen.
 HIDDEN = -1e30
-# The names of results, and of arguments, for a policy of what the backward pass
-# keeps.
-GIVEN, TAKEN = "attention", "qkv"
+# The name of results for a policy of what the backward pass keeps.
+KEPT = "attention"
 LOG2E = math.log2(math.e)
 
 
@@ -78,7 +77,6 @@ def _attention(q, k, v, below, heads, causal, scale, interpret):
 
 
 def _forward(q, k, v, below, heads, causal, scale, interpret):
-  q, k, v = (ad_checkpoint.checkpoint_name(x, TAKEN) for x in (q, k, v))
   (B, D, T), S = q.shape, k.shape[2]
   cut = blocks.cut(D, T, S, heads, q.dtype.itemsize)
   last = S // cut.keys - 1
@@ -144,7 +142,7 @@ def _forward(q, k, v, below, heads, causal, scale, interpret):
     heads=heads,
     interpret=interpret,
   )
-  out, logs = (ad_checkpoint.checkpoint_name(x, GIVEN) for x in (out, logs))
+  out, logs = (ad_checkpoint.checkpoint_name(x, KEPT) for x in (out, logs))
   return out, (q, k, v, below, out, logs)
 
 

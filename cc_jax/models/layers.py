@@ -322,11 +322,7 @@ REMAT = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   # What a TPU's kernel gives, which is small and dear: on other devices "full".
   "attention": jax.checkpoint_policies.save_only_these_names(
-    attention_kernel.GIVEN
-  ),
-  # And what it takes, for some products less.
-  "qkv": jax.checkpoint_policies.save_only_these_names(
-    attention_kernel.GIVEN, attention_kernel.TAKEN
+    attention_kernel.KEPT
   ),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -335,8 +331,7 @@ REMAT = {
 def checkpointed(f: Callable, remat: str) -> Callable:
   """`f`, of whose results the backward pass keeps only what `remat` names.
 
-  "none" keeps all, "dots" the products of weights, "attention" what it gives
-  where it is a TPU's kernel, "qkv" what it takes too, "full" nothing.
+  "none" keeps all, "dots" the products of weights, "full" nothing.
   """
   if remat == "none":
     return f

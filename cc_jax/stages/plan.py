@@ -252,7 +252,6 @@ def remedies(
     for name in {
       "none": ("dots", "full"),
       "dots": ("full",),
-      "qkv": ("attention", "full"),
       "attention": ("full",),
     }.get(options.remat, ())
   ]

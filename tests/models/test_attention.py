@@ -155,16 +155,12 @@ def test_a_kernel_runs_on_each_devices_rows_and_heads():
 
 
 def test_remat_keeps_what_the_kernel_gives_where_it_is_asked_to():
-  q, k, v, _ = drawn(16, 32, 1, 8)
+  q, k, v, _ = drawn(16, 16, 1, 8)
 
   def kept(remat):
-    # Keys of more channels than they have outside.
-    double = lambda x: jnp.concatenate([x, x], axis=-1)
-    run = lambda q: kernel(*(double(x) for x in (q, k, v)))
-    run = layers.checkpointed(run, remat)
+    run = layers.checkpointed(lambda q: kernel(q, k, v), remat)
     return [leaf.shape for leaf in jax.tree.leaves(jax.vjp(run, q)[1])]
 
   logs = (2, 1, 1, 16)  # Of which nothing outside reads.
-  keys = (2, 16, 32)
-  for remat, has in (("qkv", (1, 1)), ("attention", (1, 0)), ("full", (0, 0))):
-    assert (logs in kept(remat), keys in kept(remat)) == has
+  assert logs in kept("attention")
+  assert logs not in kept("full")

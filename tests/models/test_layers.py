@@ -302,6 +302,6 @@ def test_scan_is_one_block_after_another(remat):
 
 
 def test_an_unknown_remat_names_the_choices():
-  choices = "none, dots, attention, qkv, full"
+  choices = "none, dots, attention, full"
   with pytest.raises(ValueError, match=f"'some'; expected one of {choices}"):
     layers.checkpointed(len, "some")

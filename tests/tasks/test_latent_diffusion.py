@@ -199,7 +199,7 @@ def plain(data, batch):
   return rows, gradient(data, rows)
 
 
-@pytest.mark.parametrize("remat", ["dots", "qkv", "full"])
+@pytest.mark.parametrize("remat", ["dots", "attention", "full"])
 def test_remat_changes_no_loss_and_no_gradient(data, plain, remat):
   rows, (loss, grads) = plain
   found, found_grads = gradient(data, rows, train__remat=remat)
