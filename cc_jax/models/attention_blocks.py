@@ -78,3 +78,23 @@ def block(tokens: int, most: int) -> int:
 def piece(block: int) -> int:
   """Tokens of a block's pieces."""
   return next((n for n in (PIECE, LANES) if block % n == 0), block)
+
+
+def pieces(cut: Cut) -> list[tuple[int, slice, slice, slice]]:
+  """The pieces of a program: a head, its channels, queries and keys."""
+  return [
+    (n, head, t, s)
+    for n, head in enumerate(heads(cut))
+    for t in _slices(cut.queries)
+    for s in _slices(cut.keys)
+  ]
+
+
+def heads(cut: Cut) -> list[slice]:
+  """The channels of each head of a program."""
+  return [slice(n * cut.size, (n + 1) * cut.size) for n in range(cut.group)]
+
+
+def _slices(block: int) -> list[slice]:
+  step = piece(block)
+  return [slice(start, start + step) for start in range(0, block, step)]

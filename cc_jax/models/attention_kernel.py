@@ -27,9 +27,9 @@ from cc_jax.models import attention_blocks as blocks
 # Pieces of which the products are begun before they are needed, forward and
 # backward.
 AHEAD, AHEAD_BACK = 2, 1
-# Rows that values have more in the kernel: a register's.
+# Rows that are added to an array for what a product does at once: a register's.
 MORE = 8
-# Added to products with keys that are not to be seen.
+# In place of products with keys that are not to be seen.
 HIDDEN = -1e30
 # The name of results for a policy of what the backward pass keeps.
 KEPT = "attention"
@@ -64,7 +64,8 @@ def attention(
   if mask is not None or more:
     hidden = jnp.zeros((1, S)) if mask is None else jnp.where(mask, 0, HIDDEN)
     hidden = jnp.pad(hidden, ((0, 0), (0, more)), constant_values=HIDDEN)
-    below = hidden.astype(jnp.float32)[:, :, None]  # [B S 1]
+    below = jnp.pad(hidden[:, None], ((0, 0), (0, MORE - 1), (0, 0)))
+    below = below.astype(k.dtype)
   if more:
     k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, more))) for x in (k, v))
   return _attention(q, k, v, below, heads, causal, scale, interpret)
@@ -72,7 +73,7 @@ def attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _attention(q, k, v, below, heads, causal, scale, interpret):
-  """`below` is added to scaled products, [B S 1]."""
+  """The sum of `below`, [B MORE S], is added to queries' products with keys."""
   return _forward(q, k, v, below, heads, causal, scale, interpret)[0]
 
 
@@ -89,19 +90,17 @@ def _forward(q, k, v, below, heads, causal, scale, interpret):
       highest[...] = jnp.full_like(highest, -jnp.inf)
       sums[...] = jnp.zeros_like(sums)
 
-    turned = k[...].T
-    queries, values = _by_head(cut, q), _by_head(cut, v)
+    queries, keys = _of_products(cut, q, k, below)
     # With rows of ones the product with values sums the weights too.
-    ones = jnp.ones((MORE, cut.keys), v.dtype)
-    values = [jnp.concatenate([x, ones]) for x in values]
-    hide = _hide(below, causal, pl.program_id(2) * cut.queries, step * cut.keys)
+    values = [_with_ones(x) for x in _by_head(cut, v)]
+    hide = _hide(causal, pl.program_id(2) * cut.queries, step * cut.keys)
 
     def products(piece):
-      n, head, t, s = piece
-      x = _dot(turned[s, head], queries[n][:, t], 1, 0) * (scale * LOG2E)
+      n, _, t, s = piece
+      x = _dot(keys[n][s, :], queries[n][:, t], 1, 0) * (scale * LOG2E)
       return hide(x, t, s)
 
-    for (n, _, t, s), x in _begun(_pieces(cut), products, AHEAD):
+    for (n, _, t, s), x in _begun(blocks.pieces(cut), products, AHEAD):
       row, top = slice(n, n + 1), jnp.max(x, axis=0, keepdims=True)
       first = last == 0 and s.start == 0
       if not first:
@@ -115,7 +114,7 @@ def _forward(q, k, v, below, heads, causal, scale, interpret):
 
     @pl.when(step == last)
     def _():
-      for n, head in enumerate(_heads(cut)):
+      for n, head in enumerate(blocks.heads(cut)):
         total = sums[n, cut.size : cut.size + 1, :]
         out[head, :] = (sums[n, : cut.size, :] / total).astype(out.dtype)
         row = slice(n, n + 1)
@@ -166,21 +165,22 @@ def _backward(heads, causal, scale, interpret, saved, cotangent):
       q_sum[block] = jnp.zeros_like(q_sum[block])
 
     # What the softmax's gradient subtracts, FlashAttention-2's §3.1, eq. 4.
-    for n, head in enumerate(_heads(cut)):
+    for n, head in enumerate(blocks.heads(cut)):
       x = do[head, :].astype(jnp.float32) * out[head, :].astype(jnp.float32)
       means[slice(n, n + 1), :] = jnp.sum(x, axis=0, keepdims=True)
 
-    k_turned, v_turned = k[...].T, v[...].T
     queries, keys, dos = (_by_head(cut, x) for x in (q, k, do))
+    q_more, k_turned = _of_products(cut, q, k, below)
+    v_turned = v[...].T
     first = (part * rounds + block) * cut.queries
-    hide = _hide(below, causal, first, step * cut.keys)
+    hide = _hide(causal, first, step * cut.keys)
 
     def products(piece):
       n, head, t, s = piece
-      x = _dot(k_turned[s, head], queries[n][:, t], 1, 0) * (scale * LOG2E)
+      x = _dot(k_turned[n][s, :], q_more[n][:, t], 1, 0) * (scale * LOG2E)
       return hide(x, t, s), _dot(v_turned[s, head], dos[n][:, t], 1, 0)
 
-    for piece, (x, towards) in _begun(_pieces(cut), products, AHEAD_BACK):
+    for piece, (x, towards) in _begun(blocks.pieces(cut), products, AHEAD_BACK):
       n, head, t, s = piece
       row = slice(n, n + 1)
       weights = jnp.exp2(x - logs[row, t])
@@ -264,7 +264,7 @@ def _specs(cut, below, place):
     rows=spec(
       (None, None, cut.group, cut.queries), lambda b, g, t, s: (b, g, 0, t)
     ),
-    below=spec((None, cut.keys, 1), lambda b, g, t, s: (each * b, s, 0)),
+    below=spec((None, MORE, cut.keys), lambda b, g, t, s: (each * b, 0, s)),
   )
 
 
@@ -317,29 +317,28 @@ def _call(
   )(*arrays)
 
 
-def _pieces(cut):
-  """The pieces of a program: a head, its channels, queries and keys."""
-  return [
-    (n, head, t, s)
-    for n, head in enumerate(_heads(cut))
-    for t in _slices(cut.queries)
-    for s in _slices(cut.keys)
-  ]
-
-
-def _heads(cut):
-  """The channels of each head of a program."""
-  return [slice(n * cut.size, (n + 1) * cut.size) for n in range(cut.group)]
-
-
 def _by_head(cut, ref):
   """What each head of a program has of an array, loaded once."""
-  return [ref[head, :] for head in _heads(cut)]
+  return [ref[head, :] for head in blocks.heads(cut)]
 
 
-def _slices(block):
-  step = blocks.piece(block)
-  return [slice(start, start + step) for start in range(0, block, step)]
+def _of_products(cut, q, k, below):
+  """Queries [K T] and keys [S K] of each head; keys have `below` beside them.
+
+  A product adds it for nothing: channels are padded to 128 there.
+  """
+  queries = _by_head(cut, q)
+  if below is None:
+    turned = k[...].T
+    return queries, [turned[:, head] for head in blocks.heads(cut)]
+  queries = [_with_ones(x) for x in queries]
+  keys = [jnp.concatenate([x, below[...]]).T for x in _by_head(cut, k)]
+  return queries, keys
+
+
+def _with_ones(x):
+  """[K T] with rows of ones."""
+  return jnp.concatenate([x, jnp.ones((MORE, x.shape[1]), x.dtype)])
 
 
 def _begun(
@@ -363,12 +362,10 @@ def _dot(x, y, left, right):
   )
 
 
-def _hide(below, causal, first_query, first_key):
-  """What puts a piece's products [S T] with hidden keys down."""
+def _hide(causal, first_query, first_key):
+  """What puts a piece's products [S T] with later keys down."""
 
   def hide(products, t, s):
-    if below is not None:
-      products = products + below[s, :]
     if causal:
       place = lambda axis, first: (
         jax.lax.broadcasted_iota(jnp.int32, products.shape, axis) + first

@@ -3,9 +3,9 @@ from cc_jax.data import loader_speed
 
 
 def test_a_host_reads_enough_records_for_its_devices():
-  # Four chips of v4 train on 890 images a second (README), which one core should
-  # read. Measured: 3 to 25 thousand, on machines slow and fast, with the tests'
-  # checks of types and without.
+  # Four chips of v4 train on 890 images a second (README), which one core
+  # should read. Measured: 3 to 25 thousand, on machines slow and fast, with the
+  # tests' checks of types and without.
   speed = loader_speed.measure(stored=512, seconds=0.4)
   assert speed.records > 0
   assert speed.per_cpu_second >= 1000
