@@ -297,7 +297,6 @@ def test_what_is_dropped_is_drawn_place_by_place():
   one, other = (
     np.asarray(prior.scattered(key, (64, 32, 50))) / 2**32 for key in keys
   )
-  assert len(np.unique(one)) > 0.999 * one.size
   count, error = np.histogram(one, 16, (0, 1))[0], one.size**-0.5
   expected = one.size / 16
   # 15 degrees of freedom: more than 44.3 once in 10,000.
@@ -307,10 +306,23 @@ def test_what_is_dropped_is_drawn_place_by_place():
   for a, b in pairs:
     found = np.corrcoef(a.ravel(), b.ravel())[0, 1]
     assert abs(found) < 5 * error
-  bits = (
-    np.asarray(prior.scattered(keys[0], (20_000,)))[:, None]
-  ) >> np.arange(32)
-  assert np.all(np.abs(np.mean(bits & 1, axis=0) - 0.5) < 5 * 0.5 / 20_000**0.5)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_what_is_dropped_of_rows_and_columns_that_cross_is_independent(share):
+  """Of four places at two rows and two columns three say nothing of the last.
+
+  They would, if the words of rows and columns were only joined by exclusive or.
+  """
+  found = np.asarray(prior.scattered(jax.random.key(5), (2000, 1000))) / 2**32
+  dropped = ((found < share) - share) / (share * (1 - share)) ** 0.5
+  error = dropped.size**-0.5
+  for step in (1, 3):
+    a, b = dropped[step:], dropped[:-step]
+    crossed = a[:, step:] * a[:, :-step] * b[:, step:] * b[:, :-step]
+    three = a[:, step:] * a[:, :-step] * b[:, step:]
+    assert abs(np.mean(crossed)) < 5 * error
+    assert abs(np.mean(three)) < 5 * error
 
 
 def test_dropout_drops_a_share_and_keeps_the_mean(random):
