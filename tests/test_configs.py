@@ -33,6 +33,15 @@ EVERY = [
   for path in test_repository.CONFIGS
   for argument in test_repository.arguments(path)
 ]
+# Whose two steps are not left to the slow tests: one of each task.
+QUICK = (
+  ("sd2", "256"),
+  ("pixart", "aesthetic_1024"),
+  ("clipgen", "vqgan"),
+  ("clipgen", "large"),
+  ("quickstart", "autoencoder"),
+  ("quickstart", "clip"),
+)
 # Those that are about something else all train as base.py does.
 SAME: dict[str, tuple] = {}
 
@@ -219,7 +228,13 @@ def two_devices(monkeypatch):
   monkeypatch.setattr(sharding, "make_mesh", made)
 
 
-@pytest.mark.parametrize(("name", "argument"), EVERY)
+@pytest.mark.parametrize(
+  ("name", "argument"),
+  [
+    pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow)
+    for one in EVERY
+  ],
+)
 def test_a_config_trains_for_two_steps(name, argument, data, tmp_path):
   config = configs.load(f"configs/{name}.py:{argument}")
   made = reduced(config, data, tmp_path)

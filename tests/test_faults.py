@@ -72,7 +72,6 @@ def drive(fault, stage, data, place, seeds=1, prefix=()):
     pytest.skip(f"{prefix[0]} is not allowed here")
   script = str(pathlib.Path(__file__).with_name("faults.py"))
   words = [fault, stage, str(data), str(place), str(seeds)]
-  inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   compiled = {
     "PYTHONPATH": str(tiny.ROOT),
     "JAX_COMPILATION_CACHE_DIR": f"{data}/compiled",
@@ -81,7 +80,7 @@ def drive(fault, stage, data, place, seeds=1, prefix=()):
   done = subprocess.run(
     [*prefix, sys.executable, script, *words],
     cwd=tiny.ROOT,
-    env=inherited | compiled,
+    env=os.environ | tiny.FLAGS | compiled,
     capture_output=True,
     text=True,
   )

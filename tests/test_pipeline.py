@@ -72,11 +72,10 @@ def run(commands):
   With the config's two devices: programs for the eight of this process take
   three times as long to compile.
   """
-  flags = {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
   done = subprocess.run(
     [sys.executable, "-c", MAIN],
     cwd=ROOT,
-    env=os.environ | flags,
+    env=os.environ | tiny.FLAGS,
     input=json.dumps(commands),
     capture_output=True,
     text=True,

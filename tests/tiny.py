@@ -32,6 +32,8 @@ TITLES = ("red", "green")
 VAE = {"channels": (4, 8), "groups": 4, "mid_attention": False}
 MAIN = "import sys; from cc_jax import cli; sys.exit(cli.main())"
 ROOT = pathlib.Path(__file__).parents[1]
+# Of processes that tests start, which have the machine's own devices.
+FLAGS = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 def get_config(data: str) -> ConfigDict:
@@ -157,7 +159,7 @@ def start(
   """`cc-jax STAGE` on the tiny config, as a process of its own."""
   command = [sys.executable, "-c", MAIN, stage]
   command += [f"--config={__file__}:{data}", f"--workdir={workdir}", *words]
-  inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  inherited = os.environ | FLAGS
   inherited["PYTHONPATH"] = str(ROOT)
   # A program is compiled once for all processes.
   inherited["JAX_COMPILATION_CACHE_DIR"] = f"{data}/compiled"

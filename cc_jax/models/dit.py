@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from cc_jax.core import config_json, spelling
-from cc_jax.models import layers, patches
+from cc_jax.models import layers, patches, recompute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +101,7 @@ class Block(nnx.Module):
       x = x + (gate1 * h).astype(x.dtype)
     with jax.named_scope("mlp"):
       h = self.mlp(patches.modulate(self.norm2(x), shift2, scale2))
+      h = recompute.kept(h)
       return x + (gate2 * h).astype(x.dtype)
 
 

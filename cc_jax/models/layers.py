@@ -320,9 +320,9 @@ class TimeMLP(nnx.Module):
 
 REMAT = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  # What a TPU's kernel gives, which is small and dear: on other devices "full".
+  # What is small and dear: what a TPU's kernel gives, and what a gate reads.
   "attention": jax.checkpoint_policies.save_only_these_names(
-    attention_kernel.KEPT
+    attention_kernel.KEPT, recompute.KEPT
   ),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -331,7 +331,8 @@ REMAT = {
 def checkpointed(f: Callable, remat: str) -> Callable:
   """`f`, of whose results the backward pass keeps only what `remat` names.
 
-  "none" keeps all, "dots" the products of weights, "full" nothing.
+  "none" keeps all, "dots" the products of weights, "attention" what a TPU's
+  kernel for it gives and what gates multiply, "full" nothing.
   """
   if remat == "none":
     return f

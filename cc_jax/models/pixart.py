@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from cc_jax.core import config_json, spelling
-from cc_jax.models import layers, patches
+from cc_jax.models import layers, patches, recompute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,8 @@ class Block(nnx.Module):
       x = x + self.attn2(x, context, mask)
     with jax.named_scope("mlp"):
       h = patches.modulate(self.norm2(x), shift2, scale2)
-      return x + (gate2 * self.mlp(h)).astype(x.dtype)
+      h = recompute.kept(self.mlp(h))
+      return x + (gate2 * h).astype(x.dtype)
 
 
 class PixArt(nnx.Module):

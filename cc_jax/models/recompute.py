@@ -6,6 +6,10 @@ import contextlib
 import contextvars
 
 import jax
+from jax import ad_checkpoint
+
+# The name of what `kept` says, for a policy of what the backward pass keeps.
+KEPT = "gated"
 
 _recompute = contextvars.ContextVar("recompute", default=True)
 
@@ -26,6 +30,15 @@ def recomputing(whether: bool) -> Iterator[None]:
 def recomputes() -> bool:
   """Whether `recomputed` does so here."""
   return _recompute.get()
+
+
+def kept(x: jax.Array) -> jax.Array:
+  """x, which the backward pass is better off keeping than computing again.
+
+  Of a product whose result a gate multiplies: the gate's gradient asks for it,
+  and nothing else does.
+  """
+  return ad_checkpoint.checkpoint_name(x, KEPT)
 
 
 def recomputed(f: Callable) -> Callable:

@@ -82,7 +82,14 @@ def gradients(kind, mesh):
   return float(value), jax.device_get(grads), part / tree.count(params)
 
 
-@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "one"])
+# "tensor" splits in all ways.
+@pytest.mark.parametrize(
+  "mesh",
+  [
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("data", "fsdp")),
+    "tensor",
+  ],
+)
 @pytest.mark.parametrize("kind", LOSSES)
 def test_loss_and_gradients_are_those_of_one_device(kind, mesh, monkeypatch):
   # So that arrays as small as these are split.

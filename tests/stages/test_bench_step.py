@@ -49,6 +49,7 @@ def test_a_step_is_measured_beside_torch(tmp_path):
     assert 0 <= found[name] < 1
 
 
+@pytest.mark.slow
 def test_an_ablation_measures_each_step_on_top_of_those_before(
   tmp_path, capsys
 ):
@@ -133,7 +134,9 @@ def test_the_steps_of_an_ablation_end_where_a_config_begins(name):
   assert differ == {"train.moments": "bfloat16"}
 
 
-@pytest.mark.parametrize("decay", ["matrices", "all"])
+@pytest.mark.parametrize(
+  "decay", [pytest.param("matrices", marks=pytest.mark.slow), "all"]
+)
 def test_both_sides_learn_the_same(tmp_path, decay):
   made = small(
     tmp_path,
@@ -159,6 +162,7 @@ def test_both_sides_learn_the_same(tmp_path, decay):
       np.testing.assert_allclose(metrics["loss"], theirs(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_torch_may_compute_in_its_other_order_and_type(tmp_path):
   made = small(tmp_path, train__dtype="bfloat16")
   batch = denoiser.batch(made, 2)

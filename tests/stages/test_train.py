@@ -173,6 +173,7 @@ def test_a_run_goes_on_on_another_mesh(data, eight, tmp_path, monkeypatch):
   assert close(final(data, tmp_path)[0], final(data, eight)[0])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_half_and_on_twice_the_devices(
   data, eight, tmp_path, monkeypatch
 ):

@@ -199,7 +199,13 @@ def plain(data, batch):
   return rows, gradient(data, rows)
 
 
-@pytest.mark.parametrize("remat", ["dots", "attention", "full"])
+@pytest.mark.parametrize(
+  "remat",
+  [
+    "attention",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("dots", "full")),
+  ],
+)
 def test_remat_changes_no_loss_and_no_gradient(data, plain, remat):
   rows, (loss, grads) = plain
   found, found_grads = gradient(data, rows, train__remat=remat)

@@ -72,6 +72,7 @@ def test_the_gradients_are_those_of_latents_encoded_before(both):
     assert error < parity.MODEL * largest, path
 
 
+@pytest.mark.slow
 def test_a_run_from_a_folder_of_images_trains(data, tmp_path):
   made = images(
     data,
