@@ -25,6 +25,7 @@ from cc_jax.core import sharding
 from cc_jax.models import (
   attention,
   attention_kernel,
+  biases,
   convolution,
   norms,
   recompute,
@@ -119,6 +120,21 @@ def linear(
 ) -> nnx.Linear:
   """[... width] -> [... out]."""
   return nnx.Linear(
+    width, out, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs
+  )
+
+
+def projection(
+  width: int,
+  out: int,
+  *,
+  bias: bool = True,
+  init: Callable = INIT,
+  dtype: Dtype,
+  rngs: nnx.Rngs,
+) -> nnx.Linear:
+  """[B T width] -> [B T out]: queries, keys or values."""
+  return biases.Projection(
     width, out, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs
   )
 
@@ -220,9 +236,9 @@ class Attention(nnx.Module):
     kinds: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     source_init = source_init or init
     self.heads, self.causal, self.scale = heads, causal, scale
-    self.q = linear(width, inner, bias=bias, init=init, **kinds)
-    self.k = linear(source, inner, bias=bias, init=source_init, **kinds)
-    self.v = linear(source, inner, bias=bias, init=source_init, **kinds)
+    self.q = projection(width, inner, bias=bias, init=init, **kinds)
+    self.k = projection(source, inner, bias=bias, init=source_init, **kinds)
+    self.v = projection(source, inner, bias=bias, init=source_init, **kinds)
     self.out = linear(inner, width, bias=out_bias, init=out_init, **kinds)
 
   def __call__(

@@ -160,9 +160,9 @@ class Attention(nnx.Module):
     # As GPT-2's: the sum of 2 L branches keeps the variance of one.
     out_init = nnx.initializers.normal(0.02 * (2 * config.depth) ** -0.5)
     D = config.width
-    self.q = layers.linear(D, D, init=INIT, **kinds)
-    self.k = layers.linear(D, D, init=INIT, **kinds)
-    self.v = layers.linear(D, D, init=INIT, **kinds)
+    self.q = layers.projection(D, D, init=INIT, **kinds)
+    self.k = layers.projection(D, D, init=INIT, **kinds)
+    self.v = layers.projection(D, D, init=INIT, **kinds)
     self.out = layers.linear(D, D, init=out_init, **kinds)
 
   def _project(
