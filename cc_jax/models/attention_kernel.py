@@ -29,8 +29,9 @@ from cc_jax.models import attention_blocks as blocks
 AHEAD, AHEAD_BACK = 2, 1
 # Rows that are added to an array for what a product does at once: a register's.
 MORE = 8
-# In place of products with keys that are not to be seen.
-HIDDEN = -1e30
+# What scaled products with keys that are not to be seen become. Not less: where
+# the highest of nothing else is subtracted, what rounding leaves has a power.
+HIDDEN = -(2.0**27)
 # The name of results for a policy of what the backward pass keeps.
 KEPT = "attention"
 LOG2E = math.log2(math.e)
@@ -62,8 +63,9 @@ def attention(
   S = k.shape[2]
   below, more = None, 0 if S <= blocks.SHORT else -S % blocks.LANES
   if mask is not None or more:
-    hidden = jnp.zeros((1, S)) if mask is None else jnp.where(mask, 0, HIDDEN)
-    hidden = jnp.pad(hidden, ((0, 0), (0, more)), constant_values=HIDDEN)
+    least = HIDDEN / (scale * LOG2E)
+    hidden = jnp.zeros((1, S)) if mask is None else jnp.where(mask, 0, least)
+    hidden = jnp.pad(hidden, ((0, 0), (0, more)), constant_values=least)
     below = jnp.pad(hidden[:, None], ((0, 0), (0, MORE - 1), (0, 0)))
     below = below.astype(k.dtype)
   if more:

@@ -72,6 +72,13 @@ def test_blocks_of_heads_queries_and_keys_sum_up(causal, monkeypatch):
   check_hiding(kernel, arrays, mask, causal)
 
 
+def test_a_block_of_which_all_keys_are_hidden_adds_nothing():
+  arrays = drawn(128, 1536, 1, 8)
+  assert attention_blocks.cut(8, 128, 1536, 1, 4).keys == 768
+  mask = np.arange(1536) >= np.array([[0], [1300]])
+  check_hiding(kernel, arrays, jnp.asarray(mask), False)
+
+
 def test_several_heads_and_pieces_are_one_program(monkeypatch):
   monkeypatch.setattr(attention_blocks, "PIECE", 128)
   arrays = drawn(256, 256, 4, 8)
