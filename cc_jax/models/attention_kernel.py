@@ -5,9 +5,13 @@
 memory. What is particular here is that channels come before tokens. A head is
 then a slice of rows, which needs no padding to 128 lanes and is not moved, and
 XLA's products write and read such arrays at no cost, while kernels that want
-heads before tokens cost copies. Products are [S T], so that sums over keys are
-sums of registers, and one of all products' factors is turned in the kernel.
-Powers are of 2, which is what the hardware has.
+heads before tokens cost copies. Products are [S T], so that the highest over
+keys is one of registers, and one of all products' factors is turned in the
+kernel. Powers are of 2, which is what the hardware has.
+
+Products do what they can of the softmax, since they pad their arrays anyway:
+rows of ones beside the values sum the weights, and a row beside the keys hides
+some of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
