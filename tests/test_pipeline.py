@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 import toys
 
 from cc_jax.core import checkpoint, tree
