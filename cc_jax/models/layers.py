@@ -115,26 +115,12 @@ def linear(
   *,
   bias: bool = True,
   init: Callable = INIT,
+  kind: type[nnx.Linear] = nnx.Linear,
   dtype: Dtype,
   rngs: nnx.Rngs,
 ) -> nnx.Linear:
   """[... width] -> [... out]."""
-  return nnx.Linear(
-    width, out, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs
-  )
-
-
-def projection(
-  width: int,
-  out: int,
-  *,
-  bias: bool = True,
-  init: Callable = INIT,
-  dtype: Dtype,
-  rngs: nnx.Rngs,
-) -> nnx.Linear:
-  """[B T width] -> [B T out]: queries, keys or values."""
-  return biases.Projection(
+  return kind(
     width, out, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs
   )
 
@@ -234,11 +220,12 @@ class Attention(nnx.Module):
     inner = heads * (head_width or width // heads)
     source = source_width or width
     kinds: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+    read = dict(bias=bias, kind=biases.Projection, **kinds)
     source_init = source_init or init
     self.heads, self.causal, self.scale = heads, causal, scale
-    self.q = projection(width, inner, bias=bias, init=init, **kinds)
-    self.k = projection(source, inner, bias=bias, init=source_init, **kinds)
-    self.v = projection(source, inner, bias=bias, init=source_init, **kinds)
+    self.q = linear(width, inner, init=init, **read)
+    self.k = linear(source, inner, init=source_init, **read)
+    self.v = linear(source, inner, init=source_init, **read)
     self.out = linear(inner, width, bias=out_bias, init=out_init, **kinds)
 
   def __call__(

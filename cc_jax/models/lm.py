@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cc_jax.core import sharding
-from cc_jax.models import attention, layers
+from cc_jax.models import attention, biases, layers
 
 # As the published models began.
 INIT = nnx.initializers.normal(0.02)
@@ -160,9 +160,10 @@ class Attention(nnx.Module):
     # As GPT-2's: the sum of 2 L branches keeps the variance of one.
     out_init = nnx.initializers.normal(0.02 * (2 * config.depth) ** -0.5)
     D = config.width
-    self.q = layers.projection(D, D, init=INIT, **kinds)
-    self.k = layers.projection(D, D, init=INIT, **kinds)
-    self.v = layers.projection(D, D, init=INIT, **kinds)
+    read = dict(init=INIT, kind=biases.Projection, **kinds)
+    self.q = layers.linear(D, D, **read)
+    self.k = layers.linear(D, D, **read)
+    self.v = layers.linear(D, D, **read)
     self.out = layers.linear(D, D, init=out_init, **kinds)
 
   def _project(

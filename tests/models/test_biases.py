@@ -12,7 +12,7 @@ def test_a_projection_is_a_linear_layer_with_its_gradients(monkeypatch):
   # As if float32 were short: sums of 16 bits differ by their order.
   monkeypatch.setattr(biases, "SHORT", 4)
   kinds = dict(dtype=jnp.float32, rngs=layers.keys(0))
-  ours = layers.projection(24, 16, **kinds)
+  ours = layers.linear(24, 16, kind=biases.Projection, **kinds)
   ours.bias[...] = jnp.linspace(-1, 1, 16)
   plain = nnx.merge(
     nnx.graphdef(layers.linear(24, 16, **kinds)), nnx.state(ours)
