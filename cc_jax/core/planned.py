@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from cc_jax.core import estimate, flops, hardware, hlo_cost
+from cc_jax.core import estimate, hardware, hlo_cost
 
 GIB = 2**30
 SLOWEST = 10  # Operations that are named.
@@ -23,7 +23,7 @@ class Compiled:
     parts: shapes with layouts of its arguments, by what they hold.
     operations: of a run over all devices, as it is compiled: with what is
       computed a second time.
-    kernels: see `schedules.of`.
+    jaxpr: what was lowered.
     seconds: that compiling took.
   """
 
@@ -32,7 +32,7 @@ class Compiled:
   mesh: jax.sharding.Mesh
   parts: dict[str, Any]
   operations: int
-  kernels: dict[flops.Kernel, flops.Work]
+  jaxpr: Any
   seconds: float
 
 

@@ -96,7 +96,7 @@ def _forward(q, k, v, below, heads, causal, scale, interpret):
       highest[...] = jnp.full_like(highest, -jnp.inf)
       sums[...] = jnp.zeros_like(sums)
 
-    queries, keys = _of_products(cut, q, k, below)
+    queries, keys = _of_products(cut, _by_head(cut, q), k, below)
     # With rows of ones the product with values sums the weights too.
     values = [_with_ones(x) for x in _by_head(cut, v)]
     hide = _hide(causal, pl.program_id(2) * cut.queries, step * cut.keys)
@@ -176,7 +176,7 @@ def _backward(heads, causal, scale, interpret, saved, cotangent):
       means[slice(n, n + 1), :] = jnp.sum(x, axis=0, keepdims=True)
 
     queries, keys, dos = (_by_head(cut, x) for x in (q, k, do))
-    q_more, k_turned = _of_products(cut, q, k, below)
+    q_more, k_turned = _of_products(cut, queries, k, below)
     v_turned = v[...].T
     first = (part * rounds + block) * cut.queries
     hide = _hide(causal, first, step * cut.keys)
@@ -328,12 +328,11 @@ def _by_head(cut, ref):
   return [ref[head, :] for head in blocks.heads(cut)]
 
 
-def _of_products(cut, q, k, below):
+def _of_products(cut, queries, k, below):
   """Queries [K T] and keys [S K] of each head; keys have `below` beside them.
 
   A product adds it for nothing: channels are padded to 128 there.
   """
-  queries = _by_head(cut, q)
   if below is None:
     turned = k[...].T
     return queries, [turned[:, head] for head in blocks.heads(cut)]

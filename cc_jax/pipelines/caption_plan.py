@@ -143,7 +143,7 @@ def plan(
     {"weights": work.params, "batch": work.pixels},
     # All tokens but the first are written in the loop.
     flops.of_jaxpr(jaxpr, work.length - 1),
-    schedules.of(jaxpr, target.slice),
+    jaxpr,
     time.perf_counter() - started,
   )
   found = {
@@ -168,7 +168,7 @@ def plan(
   cost = hlo_cost.cost(
     text,
     devices=mesh.size,
-    kernels=made.kernels,
+    kernels=schedules.of(jaxpr, target.slice),
     trips=work.length - 1,
   )
   parts = estimate.seconds(cost, target)

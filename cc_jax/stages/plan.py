@@ -101,7 +101,7 @@ def plan(
   mesh: jax.sharding.Mesh,
 ) -> dict[str, Any]:
   """A plan of one config; without times where the step does not fit."""
-  made = compile_step(config, mesh, target.slice)
+  made = compile_step(config, mesh, target.slice.hardware.name)
   found = describe(config, target, made)
   if not found["fits"]:
     return found
@@ -119,16 +119,14 @@ def plan(
 
 
 def compile_step(
-  config: ml_collections.ConfigDict,
-  mesh: jax.sharding.Mesh,
-  target: hardware.Slice,
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, chip: str
 ) -> planned.Compiled:
   """The train step of a config, compiled for devices that need not be there.
 
   Args:
     config: of the run.
     mesh: of devices, as `hardware.aot_devices` has them.
-    target: of which they are.
+    chip: that they are, as `estimate.compile` takes it.
 
   Raises:
     ValueError: a config that cannot be trained.
@@ -144,7 +142,7 @@ def compile_step(
     traced = steps.trace_update(update, state, loss, batch)
     lowered = traced.lower()
     log.announce("plan", "compiling, which may take some minutes")
-    program = estimate.compile(lowered, target.hardware.name)
+    program = estimate.compile(lowered, chip)
   jaxpr = traced.jaxpr.jaxpr
   return planned.Compiled(
     program,
@@ -158,7 +156,7 @@ def compile_step(
       "batch": batch,
     },
     flops.of_jaxpr(jaxpr),
-    schedules.of(jaxpr, target),
+    jaxpr,
     time.perf_counter() - started,
   )
 
@@ -231,7 +229,7 @@ def describe(
   cost = hlo_cost.cost(
     made.program.as_text(),
     devices=made.mesh.size,
-    kernels=made.kernels,
+    kernels=schedules.of(made.jaxpr, target.slice),
   )
   return (
     found | times(config, target, cost, total) | planned.traffic(made, cost)

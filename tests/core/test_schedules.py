@@ -29,6 +29,15 @@ def test_bundles_of_a_kernel_are_told_from_those_of_other_operations(tmp_path):
   assert list(tmp_path.iterdir()) == [kept]
 
 
+def test_libtpu_is_told_where_to_write_beside_what_it_is_told(monkeypatch):
+  monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_given=true")
+  told = schedules._environment("there")["LIBTPU_INIT_ARGS"]
+  given, place, label = told.split()
+  assert given == "--xla_given=true"
+  assert place == "--xla_jf_dump_to=there"
+  assert label.endswith(f"={schedules.LABEL}")
+
+
 def doubled(rows, name):
   """A kernel that doubles [rows 128], 64 rows a step."""
 

@@ -297,6 +297,7 @@ def test_what_is_dropped_is_drawn_place_by_place():
   one, other = (
     np.asarray(prior.scattered(key, (64, 32, 50))) / 2**32 for key in keys
   )
+  assert len(np.unique(one)) > 0.999 * one.size
   count, error = np.histogram(one, 16, (0, 1))[0], one.size**-0.5
   expected = one.size / 16
   # 15 degrees of freedom: more than 44.3 once in 10,000.
@@ -306,6 +307,10 @@ def test_what_is_dropped_is_drawn_place_by_place():
   for a, b in pairs:
     found = np.corrcoef(a.ravel(), b.ravel())[0, 1]
     assert abs(found) < 5 * error
+  bits = (
+    np.asarray(prior.scattered(keys[0], (20_000,)))[:, None]
+  ) >> np.arange(32)
+  assert np.all(np.abs(np.mean(bits & 1, axis=0) - 0.5) < 5 * 0.5 / 20_000**0.5)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
