@@ -183,7 +183,8 @@ def kind(program: hlo.Program, operation: hlo.Operation) -> str:
       return "conv" if "conv_general" in scope else "matmul"
   places = [_place(program, operation)]
   if not ATTENTION.search(places[0]) and not OPTIMIZER.search(places[0]):
-    places += [_place(program, one) for one in inner]
+    # One zero serves all sums of a program, and names the place of one.
+    places += [_place(program, o) for o in inner if o.code != "constant"]
   for name, pattern in (
     ("attention", ATTENTION),
     ("optimizer", OPTIMIZER),

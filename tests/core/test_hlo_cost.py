@@ -199,6 +199,21 @@ def test_what_has_no_name_is_told_by_what_is_fused_in_it():
   assert hlo_cost.cost(text).cycles["conv"] == 5
 
 
+def test_a_constant_says_nothing_about_what_it_is_fused_into():
+  inner = (
+    "  %q = f32[8]{0} parameter(0)\n  %zero = f32[] constant(0), "
+    'metadata={op_name="jit(f)/optimizer/mul"}\n'
+    "  ROOT %r = f32[] reduce(%q, %zero), dimensions={0}, "
+    'metadata={op_name="jit(f)/jvp(up)/norm1/reduce_sum"}\n'
+  )
+  text = program(
+    estimate("a", 5, "jit(f)/jvp(up)/reduce_sum", calls="x"),
+    before=fused("x", inner),
+  )
+  cycles = hlo_cost.cost(text).cycles
+  assert (cycles["norm"], cycles["optimizer"]) == (5, 0)
+
+
 @pytest.mark.parametrize(
   ("scope", "expected"),
   [
