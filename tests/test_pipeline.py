@@ -32,12 +32,12 @@ SMALL = {
   "train.log_every": 1,
   "train.checkpoint_every": 2,
 }
-AUTOENCODER = {"model.vae.channels": "(8,8,16,16)", "train.preview_every": 3}
+AUTOENCODER = {"model.vae.channels": "(8,8,16)", "train.preview_every": 3}
 UNET = {
   "catalogue.records_per_shard": 16,
   "encode.batch_size": 16,
-  "model.unet.channels": "(16,32)",
-  "model.unet.attention": "(False,True)",
+  "model.unet.channels": "(16,32,32)",
+  "model.unet.attention": "(False,False,True)",
   # `sample` compiles the same program.
   "train.preview_every": 0,
   "model.text.width": 32,
@@ -47,6 +47,7 @@ UNET = {
   "sample.steps": 3,
   "sample.batch_size": 8,
   "evaluate.batch_size": 8,
+  "evaluate.recognise.each": 1,
 }
 
 
@@ -137,7 +138,7 @@ def test_captions_and_latents_stand_beside_the_photographs(workdir):
   datasets = [shards.open(folder) for folder in folders]
   record = aligned.source(datasets, "train")[0]
   assert record["title"] in record["caption_title"]
-  assert record["latent_mean"].shape == (8, 8, 8)
+  assert record["latent_mean"].shape == (16, 16, 4)
   assert record["tokens"].shape == (16,)
   made = hub.load(str(workdir / "vae"), "autoencoder")
   weights = datasets[2].provenance["weights"]
@@ -180,6 +181,7 @@ def test_samples_numbers_and_settings_are_there(workdir):
   assert picture.shape > (128, 128, 3)
   metrics = json.loads((workdir / "metrics.json").read_text())
   assert 0 < metrics["validation_loss"] < 10
+  assert 0 <= metrics["recognised"] <= 1
   stages = json.loads((workdir / "config.json").read_text())
   assert set(stages) >= {"catalogue", "caption", "encode", "train", "sample"}
   assert stages["train"]["config"]["train"]["steps"] == 3
