@@ -34,6 +34,8 @@ MAIN = "import sys; from cc_jax import cli; sys.exit(cli.main())"
 ROOT = pathlib.Path(__file__).parents[1]
 # Of processes that tests start, which have the machine's own devices.
 FLAGS = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+# Seconds after which a process hangs: far more than a busy machine needs.
+PATIENCE = 900
 
 
 def get_config(data: str) -> ConfigDict:
@@ -196,7 +198,7 @@ def run(
 ) -> tuple[int, str, str]:
   """(exit status, stdout, stderr) of a process that runs to its end."""
   process = start(stage, data, workdir, *words, **environment)
-  out, err = process.communicate(timeout=300)
+  out, err = process.communicate(timeout=PATIENCE)
   return process.returncode, out, err
 
 

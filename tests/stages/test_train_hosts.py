@@ -60,7 +60,7 @@ def until(folder, step, processes):
 
 
 def ends(processes):
-  told = [process.communicate(timeout=300) for process in processes]
+  told = [process.communicate(timeout=tiny.PATIENCE) for process in processes]
   return [
     (process.returncode, out, err)
     for process, (out, err) in zip(processes, told, strict=True)
