@@ -68,6 +68,10 @@ TEMPLATES = (
   "a picture of a {title}, seen from the front",
   "clothes: {title}",
 )
+# Of both autoencoders: 64 pixels to 16 x 16.
+LEVELS = dict(
+  channels=(16, 32, 64), layers_per_block=1, groups=8, mid_attention=False
+)
 CLASSES = "dress hat longsleeve pants shirt shoes shorts t-shirt".split()
 
 
@@ -100,22 +104,10 @@ def get_config(arg: str = "unet") -> ConfigDict:
 
 
 def autoencoder(config: ConfigDict) -> ConfigDict:
-  config.model.vae = ConfigDict(
-    dict(
-      channels=(16, 32, 64),
-      layers_per_block=1,
-      latent_channels=4,
-      groups=8,
-      mid_attention=False,
-    )
-  )
+  config.model.vae = ConfigDict(dict(latent_channels=4, **LEVELS))
   config.train.task = "autoencoder"
-  config.train.folders = ("{workdir}/../catalogue",)
-  config.train.steps = 1600
-  config.train.batch_size = 8
-  config.train.lr = 2e-3
+  reconstruction(config)
   config.train.warmup = 50
-  config.train.ema_decay = 0.99
   config.train.checkpoint_every = 400
   config.train.preview_every = 800
   config.export.folder = "{workdir}/../vae"
@@ -219,32 +211,34 @@ def vqgan(config: ConfigDict) -> ConfigDict:
   below(config)
   config.model.vqgan = ConfigDict(
     dict(
-      channels=(16, 32, 64),
       attention=(False,) * 3,
-      layers_per_block=1,
       latent_channels=16,
       codebook_size=256,
-      groups=8,
-      mid_attention=False,
       sample_size=64,
+      **LEVELS,
     )
   )
   config.model.discriminator = ConfigDict(dict(channels=32, depth=2))
   config.evaluate.recognise.each = 0
   config.train.task = "vqgan"
-  config.train.folders = ("{workdir}/../catalogue",)
-  config.train.steps = 1600
-  config.train.batch_size = 8
-  config.train.lr = 2e-3
+  reconstruction(config)
   config.train.b1 = 0.5
   config.train.b2 = 0.9
   config.train.weight_decay = 0.0
-  config.train.ema_decay = 0.99
   config.autoencoder.gan_weight = 0.1
   config.autoencoder.gan_start = 1200
   config.vqgan.ema_decay = 0.95
   config.vqgan.restart = 0.5
   return config
+
+
+def reconstruction(config: ConfigDict) -> None:
+  """How both autoencoders are trained: small batches, for many steps."""
+  config.train.folders = ("{workdir}/../catalogue",)
+  config.train.steps = 1600
+  config.train.batch_size = 8
+  config.train.lr = 2e-3
+  config.train.ema_decay = 0.99
 
 
 def below(config: ConfigDict) -> None:

@@ -182,6 +182,9 @@ def test_samples_numbers_and_settings_are_there(workdir):
   metrics = json.loads((workdir / "metrics.json").read_text())
   assert 0 < metrics["validation_loss"] < 10
   assert 0 <= metrics["recognised"] <= 1
+  source = aligned.source([shards.open(workdir / "catalogue")], "train")
+  titles = {source[row]["title"] for row in range(len(source))}
+  assert metrics["recognised_of"] == len(titles)
   stages = json.loads((workdir / "config.json").read_text())
   assert set(stages) >= {"catalogue", "caption", "encode", "train", "sample"}
   assert stages["train"]["config"]["train"]["steps"] == 3

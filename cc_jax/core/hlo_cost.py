@@ -183,8 +183,7 @@ def kind(program: hlo.Program, operation: hlo.Operation) -> str:
       return "conv" if "conv_general" in scope else "matmul"
   places = [_place(program, operation)]
   if not ATTENTION.search(places[0]) and not OPTIMIZER.search(places[0]):
-    # One zero serves all sums of a program, and names the place of one.
-    places += [_place(program, o) for o in inner if o.code != "constant"]
+    places += [_place(program, one) for one in inner]
   for name, pattern in (
     ("attention", ATTENTION),
     ("optimizer", OPTIMIZER),
@@ -210,12 +209,18 @@ def outermost(scope: str) -> str:
 def _fused(
   program: hlo.Program, operation: hlo.Operation
 ) -> list[hlo.Operation]:
+  """An operation, or all that is fused in it but constants.
+
+  One zero serves all sums of a program, and names the place of one of them.
+  """
+  if operation.code == "constant":
+    return []
   if operation.code != "fusion":
     return [operation]
   found: list[hlo.Operation] = []
   for name in operation.calls():
     for one in program.computations.get(name, ()):
-      found += [one] if one.code != "fusion" else _fused(program, one)
+      found += _fused(program, one)
   return found
 
 
