@@ -16,8 +16,8 @@ import traceback
 
 import ml_collections
 
+from cc_jax.core import allocation, errors, versions
 from cc_jax.core import config as configs
-from cc_jax.core import errors, versions
 
 # The table of stages: module, then what it does.
 STAGES = {
@@ -55,6 +55,9 @@ LOST = (
   "UNAVAILABLE",
   "DEADLINE_EXCEEDED",
 )
+
+# Stages that run one program again and again.
+KEEPING = ("train", "bench")
 
 DEFAULTS = {"quickstart": ("configs/quickstart.py:unet", "runs/quickstart")}
 
@@ -241,6 +244,8 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0 if argv else 2
   try:
     stage, config, workdir, hosts = arguments(argv)
+    if stage in KEEPING and allocation.only_cpus():
+      allocation.keep()
     start(config, hosts)
     versions.COMMAND[:] = argv
     run: Callable = importlib.import_module(STAGES[stage][0]).main

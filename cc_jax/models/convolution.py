@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one entry to convolutions of maps, for devices that do some slowly.
 
-On CPUs those of large maps in float32 are by tiles: tiled_convolution.py.
+On CPUs those of large maps in float32 are by tiles: tiled_convolution.py. Those
+of 1x1 are products of matrices: the gradient of a kernel is one then, too, and
+not a convolution with a window as large as the map, for which XLA has no quick
+way (13 times slower for 192 and 64 channels of 32x32 maps).
 
 On TPUs the gradient of a 3x3 kernel is a convolution with a window as large as
 the map. Of maps of 8x8 and less XLA now and then cuts it into windows of one
@@ -36,6 +39,8 @@ def convolve(
       return tiled_convolution.convolve(x, kernel)
     if sharding.platform() == "tpu" and suits(x, kernel):
       return small(x, kernel)
+  if sharding.platform() == "cpu" and of_pixels(x, kernel, strides, padding):
+    return x @ kernel[0, 0]
   return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kinds)
 
 
@@ -45,6 +50,16 @@ def same(kernel: Any, strides: Any, padding: Any) -> bool:
     kernel.shape[:2] == (3, 3)
     and tuple(strides) == (1, 1)
     and [tuple(pad) for pad in padding] == [(1, 1), (1, 1)]
+  )
+
+
+def of_pixels(x: Any, kernel: Any, strides: Any, padding: Any) -> bool:
+  """Whether a convolution in float32 is a product for each pixel by itself."""
+  return (
+    x.dtype == jnp.float32
+    and kernel.shape[:3] == (1, 1, x.shape[-1])
+    and tuple(strides) == (1, 1)
+    and [tuple(pad) for pad in padding] == [(0, 0), (0, 0)]
   )
 
 

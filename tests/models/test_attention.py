@@ -171,3 +171,29 @@ def test_remat_keeps_what_the_kernel_gives_where_it_is_asked_to():
   logs = (2, 1, 1, 16)  # Of which nothing outside reads.
   assert logs in kept("attention")
   assert logs not in kept("full")
+
+
+@pytest.mark.parametrize("hidden", [None, "keys", "all", "pairs"])
+def test_sums_that_divide_last_give_what_xla_gives(hidden):
+  arrays = drawn(24, 20, 2, 8)
+  mask = None
+  if hidden == "pairs":
+    mask = np.random.default_rng(0).random((2, 24, 20)) < 0.7
+  elif hidden:
+    mask = np.ones((2, 20), bool)
+    mask[:, 13 if hidden == "keys" else 0 :] = False
+  mask = None if mask is None else jnp.asarray(mask)
+  given = lambda q, k, v: attention.attention(q, k, v, mask)
+  found = results(given, *arrays)
+  with attention.using("einsum"):
+    expected = results(given, *arrays)
+  for one, other in zip(found, expected, strict=True):
+    parity.check(one, other, parity.LAYER)
+
+
+def test_large_products_do_not_overflow():
+  q, k, v, _ = drawn(8, 8, 1, 8)
+  found = attention.attention(100 * q, 100 * k, v)
+  with attention.using("einsum"):
+    expected = attention.attention(100 * q, 100 * k, v)
+  parity.check(found, expected, parity.LAYER)

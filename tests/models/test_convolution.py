@@ -59,3 +59,21 @@ def test_layers_do_so_on_tpus_only(monkeypatch):
   for a, b in zip(jax.tree.leaves(slope(x)), expected, strict=True):
     # Both are rounded to bfloat16 once.
     np.testing.assert_allclose(a, b, rtol=2**-7, atol=2**-7)
+
+
+def test_on_cpus_those_of_single_pixels_are_products(monkeypatch):
+  x, kernel = normal(2, 3, 5, 6), normal(1, 1, 6, 4, seed=1)
+  numbers = dict(dimension_numbers=tiled_convolution.NUMBERS)
+
+  def run(f, stride=1):
+    strides, none = (stride, stride), ((0, 0), (0, 0))
+    given = lambda x, kernel: f(x, kernel, strides, none, **numbers)
+    return given, str(jax.make_jaxpr(given)(x, kernel))
+
+  ours, program = run(convolution.convolve)
+  assert "conv_general_dilated" not in program
+  theirs, _ = run(jax.lax.conv_general_dilated)
+  parity.check(ours(x, kernel), theirs(x, kernel), parity.LAYER)
+  assert "conv_general_dilated" in run(convolution.convolve, stride=2)[1]
+  monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+  assert "conv_general_dilated" in run(convolution.convolve)[1]
