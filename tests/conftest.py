@@ -40,6 +40,12 @@ def pytest_collection_modifyitems(config, items):
       item.add_marker(skip)
 
 
+@pytest.fixture(autouse=True)
+def memory_is_given_back(monkeypatch):
+  """Many small trainings run in this process, which would keep all of it."""
+  monkeypatch.setattr("cc_jax.cli.KEEPING", ())
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
   """The folder of `tiny.shared`, and each program compiled once a module."""
