@@ -106,7 +106,7 @@ def divided_last(
 
   That is fewer numbers, and on a CPU XLA writes the quotients once more in
   another order: 21 ms forward and backward instead of 57 for 8 rows of 256
-  tokens and 4 heads of 32 on one core, torch's 23.
+  tokens and 4 heads of 32 on one core with AVX2, torch's 23.
   """
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))  # [B N T K]
