@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cc_jax.core import sharding
-from cc_jax.models import tiled_convolution
+from cc_jax.models import products, tiled_convolution
 
 # Of the largest map for which it is done; and the fewest on both sides.
 PIXELS, CHANNELS = 64, 128
@@ -40,7 +40,7 @@ def convolve(
     if sharding.platform() == "tpu" and suits(x, kernel):
       return small(x, kernel)
   if sharding.platform() == "cpu" and of_pixels(x, kernel, strides, padding):
-    return x @ kernel[0, 0]
+    return products.product(x, kernel[0, 0])
   return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kinds)
 
 

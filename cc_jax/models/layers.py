@@ -28,6 +28,7 @@ from cc_jax.models import (
   biases,
   convolution,
   norms,
+  products,
   recompute,
 )
 
@@ -121,7 +122,13 @@ def linear(
 ) -> nnx.Linear:
   """[... width] -> [... out]."""
   return kind(
-    width, out, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs
+    width,
+    out,
+    use_bias=bias,
+    kernel_init=init,
+    dot_general=products.dot_general,
+    dtype=dtype,
+    rngs=rngs,
   )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cheap functions of maps, which a backward pass computes again."""
+"""What a backward pass computes again, and what it does not."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -7,6 +7,8 @@ import contextvars
 
 import jax
 from jax import ad_checkpoint
+
+from cc_jax.core import sharding
 
 # The name of what `kept` says, for a policy of what the backward pass keeps.
 KEPT = "gated"
@@ -70,3 +72,25 @@ def recomputed(f: Callable) -> Callable:
     return (again if short else f)(x, *args)
 
   return run
+
+
+def summed_once(x: jax.Array) -> jax.Array:
+  """x, whose gradient is written before it is read, on CPUs.
+
+  Of what several read, as blocks that are residual do: a compiler for CPUs
+  puts the sum of their gradients into all that reads it, and those of earlier
+  blocks into that. A pass of blocks of 128 channels, 16 x 16 maps, forward and
+  backward, takes 841 ms instead of 940 with it, of 256 and 8 x 8 708 and 753.
+  """
+  return _summed(x) if sharding.platform() == "cpu" else x
+
+
+@jax.custom_vjp
+def _summed(x):
+  return x
+
+
+_summed.defvjp(
+  lambda x: (x, None),
+  lambda _, cotangent: (jax.lax.optimization_barrier(cotangent),),
+)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cc_jax.models import layers
+from cc_jax.models import layers, recompute
 
 
 class ResnetBlock(nnx.Module):
@@ -45,6 +45,7 @@ class ResnetBlock(nnx.Module):
     x: Float[Array, "B H W C"],
     time: Float[Array, "B F"] | None = None,
   ) -> Float[Array, "B H W O"]:
+    x = recompute.summed_once(x)
     h = self.conv1(layers.norm_silu(self.norm1, x))
     if self.time is not None:
       h = h + self.time(jax.nn.silu(time))[:, None, None, :]
