@@ -43,7 +43,6 @@ ELSEWHERE = {
   "models/attention_blocks": "tests/models/test_attention.py",
   "models/attention_kernel": "tests/models/test_attention.py",
   "models/norms": "tests/models/test_layers.py",
-  "models/recompute": "tests/models/test_layers.py",
   "models/autoencoder_blocks": "tests/models/test_vqgan.py",
   "pipelines/clip_gap": "tests/pipelines/test_clip_to_image.py",
   "pipelines/clip_gen": "tests/pipelines/test_clip_to_image.py",
