@@ -33,7 +33,10 @@ VAE = {"channels": (4, 8), "groups": 4, "mid_attention": False}
 MAIN = "import sys; from cc_jax import cli; sys.exit(cli.main())"
 ROOT = pathlib.Path(__file__).parents[1]
 # Of processes that tests start, which have the machine's own devices.
-FLAGS = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+FLAGS = {
+  "XLA_FLAGS": "--xla_backend_optimization_level=0"
+  " --xla_cpu_use_fusion_emitters=false"
+}
 # Seconds after which a process hangs: far more than a busy machine needs.
 PATIENCE = 900
 
