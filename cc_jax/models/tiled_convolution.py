@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from cc_jax.models import products
+
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 # Pixels of a tile.
 TILE = 4
@@ -114,13 +116,13 @@ def by_tiles(
 ) -> Float[Array, "B H W O"]:
   """A convolution of a map, padded by one, whose rows tiles divide."""
   factors = _times(KERNEL, [kernel[:, n : n + 1] for n in range(3)])
-  products = [
+  made = [
     jax.lax.conv_general_dilated(
       number, factor, (1, 1), ((1, 1), (0, 0)), dimension_numbers=NUMBERS
     )
     for number, factor in zip(_numbers(x), factors, strict=True)
   ]
-  pixels = jnp.stack(_times(OUTPUT, products), 3)  # [B H W/4 4 O]
+  pixels = jnp.stack(_times(OUTPUT, made), 3)  # [B H W/4 4 O]
   return pixels.reshape(*x.shape[:3], -1)
 
 
@@ -142,9 +144,8 @@ def gradients(
   for number, slope in zip(_numbers(x), slopes, strict=True):
     padded = jnp.pad(number, ((0, 0), (1, 1), (0, 0), (0, 0)))
     seen = [padded[:, row : row + x.shape[1]] for row in rows]
-    factors.append(
-      jnp.stack([jnp.einsum("bhwc,bhwd->cd", one, slope) for one in seen])
-    )
+    gradient = [products.kernel_gradient(one, slope) for one in seen]
+    factors.append(jnp.stack(gradient))
   return dx, jnp.stack(_times(KERNEL.T, factors), 1)
 
 
