@@ -14,6 +14,8 @@ from cc_jax.core import sharding, tree
 from cc_jax.models import kinds
 
 TOLERANCE = 5e-6
+# Sums in the order that users have, and not in that of tests: conftest.py.
+USERS = {"xla_cpu_use_fusion_emitters": True}
 MESHES = {
   "one": {"data": 1},
   "data": {"data": 8},
@@ -76,7 +78,11 @@ def gradients(kind, mesh):
 
   with jax.set_mesh(made):
     params = jax.device_put(params, layouts)
-    step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, layouts))
+    step = jax.jit(
+      jax.value_and_grad(loss),
+      out_shardings=(None, layouts),
+      compiler_options=USERS,
+    )
     value, grads = step(params, batch)
   part = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(grads))
   return float(value), jax.device_get(grads), part / tree.count(params)
@@ -105,7 +111,7 @@ def test_loss_and_gradients_are_those_of_one_device(kind, mesh, monkeypatch):
   largest = max(np.abs(leaf).max() for leaf in whole.values())
   for path, leaf in whole.items():
     # Those that are zero but for rounding, as of keys' biases, are compared
-    # with the largest of all, to 1e-7 of it: float32 has 24 bits.
-    scale = max(np.abs(leaf).max(), 0.02 * largest)
+    # with the largest of all.
+    scale = max(np.abs(leaf).max(), 0.01 * largest)
     error = np.abs(grads[path] - leaf).max() / scale
     assert error < TOLERANCE, f"{path}: {error:.1e}"
