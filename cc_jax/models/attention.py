@@ -106,17 +106,36 @@ def divided_last(
 
   That is fewer numbers, and on a CPU XLA writes the quotients once more in
   another order: 21 ms forward and backward instead of 57 for 8 rows of 256
-  tokens and 4 heads of 32 on one core with AVX2, torch's 23.
+  tokens and 4 heads of 32 on one core with AVX2, torch's 23. Derivatives are
+  by reverse mode only.
   """
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))  # [B N T K]
-  products = jnp.einsum("bntk,bnsk->bnts", q, k)
+  products = _scores(q, k)
   if mask is not None:
     products = jnp.where(mask, products, jnp.finfo(products.dtype).min / 2)
   top = jax.lax.stop_gradient(products.max(-1, keepdims=True))
   weights = jnp.exp(products - top)
   x = jnp.einsum("bnts,bnsk->bntk", weights, v)
   return (x / weights.sum(-1, keepdims=True)).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def _scores(q, k):
+  return jnp.einsum("bntk,bnsk->bnts", q, k)
+
+
+def _scores_gradients(saved, cotangent):
+  q, k = saved
+  # With the narrower matrix first, as in products.py: 2.2 ms instead of 4.1 for
+  # the rows above. For 1,024 tokens and 5 heads of 64 all of attention, forward
+  # and backward, takes 430 ms instead of 558.
+  turned = jnp.einsum("bntk,bnts->bnks", q, cotangent)
+  of_k = jax.lax.optimization_barrier(turned).swapaxes(2, 3)
+  return jnp.einsum("bnts,bnsk->bntk", cotangent, k), of_k
+
+
+_scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_gradients)
 
 
 def _kernel(q):

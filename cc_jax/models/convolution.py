@@ -4,13 +4,17 @@
 On CPUs those of large maps in float32 are by tiles: tiled_convolution.py. Those
 of 1x1 are products of matrices: the gradient of a kernel is one then, too, and
 not a convolution with a window as large as the map, for which XLA has no quick
-way (with AVX2 13 times slower for 192 and 64 channels of 32x32 maps).
+way (with AVX2 13 times slower for 192 and 64 channels of 32x32 maps). Gradients
+where 3x3 kernels are large for a map are products, too (small_convolution.py):
+for 1,280 channels of a map of 8x8 they take 36 ms and 31 on one core, not 67
+and 41.
 
 On TPUs the gradient of a 3x3 kernel is a convolution with a window as large as
-the map. Of maps of 8x8 and less XLA now and then cuts it into windows of one
-pixel and 16 channels, 10 to 37 times slower than the rest of what it does: two
-such took 13.6 % of SD2's step. As nine products of matrices, one for each place
-in the kernel, it takes what such products take, whatever is around it.
+the map. Of maps of 8x8 and less, and of 16x16 with a large kernel, XLA now and
+then cuts it into windows of one pixel and 16 channels, 10 to 37 times slower
+than the rest of what it does: two such took 13.6 % of SD2's step at 256 pixels.
+As nine products of matrices, one for each place in the kernel, it takes what
+such products take, whatever is around it.
 """
 
 from typing import Any
@@ -20,10 +24,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cc_jax.core import sharding
-from cc_jax.models import products, tiled_convolution
+from cc_jax.models import products, small_convolution, tiled_convolution
 
 # Of the largest map for which it is done; and the fewest on both sides.
 PIXELS, CHANNELS = 64, 128
+# The same of kernels with so many numbers at each place: what the copies of the
+# nine products cost is little beside the products.
+PIXELS_OF_LARGE, LARGE = 256, 1920 * 1280
+# The fewest channels for each pixel of a batch with which CPUs do it.
+PER_PIXEL = 4
 
 
 def convolve(
@@ -37,8 +46,8 @@ def convolve(
   if same(kernel, strides, padding):
     if tiled_convolution.suits(x, kernel):
       return tiled_convolution.convolve(x, kernel)
-    if sharding.platform() == "tpu" and suits(x, kernel):
-      return small(x, kernel)
+    if suits(x, kernel):
+      return small_convolution.convolve(x, kernel)
   if sharding.platform() == "cpu" and of_pixels(x, kernel, strides, padding):
     return products.product(x, kernel[0, 0])
   return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kinds)
@@ -64,48 +73,16 @@ def of_pixels(x: Any, kernel: Any, strides: Any, padding: Any) -> bool:
 
 
 def suits(x: Any, kernel: Any) -> bool:
-  """Whether a map is small and of 16 bits, so that its gradient may be slow.
+  """Whether a map is small, so that its gradients are by products.
 
   Of few channels, as those of latents, the compiler's own is as good.
   """
-  return (
-    x.dtype.itemsize < 4
-    and x.shape[1] * x.shape[2] <= PIXELS
-    and min(kernel.shape[2:]) >= CHANNELS
-  )
-
-
-def _forward(x, kernel):
-  return tiled_convolution.plain(x, kernel), (x, kernel)
-
-
-def _backward(saved, cotangent):
-  x, kernel = saved
-  plain = lambda x: tiled_convolution.plain(x, kernel)
-  (towards,) = jax.vjp(plain, x)[1](cotangent)
-  return towards, kernel_gradient(x, cotangent)
-
-
-# `plain` with `kernel_gradient`.
-small = jax.custom_vjp(tiled_convolution.plain)
-small.defvjp(_forward, _backward)
-
-
-def kernel_gradient(
-  x: Float[Array, "B H W C"], cotangent: Float[Array, "B H W O"]
-) -> Float[Array, "3 3 C O"]:
-  """Of `plain`: at each place in the kernel a product over all pixels.
-
-  In the type of the maps, as the compiler's own gradient is: where a batch is
-  split, devices send each other 16 bits and not 32.
-  """
-  _, H, W, _ = x.shape
-  padded = jnp.pad(cotangent, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-  def product(i, j):
-    # Output pixel (h, w) reads x at (h + i - 1, w + j - 1).
-    read = padded[:, 2 - i : 2 - i + H, 2 - j : 2 - j + W]
-    return jnp.einsum("bhwc,bhwd->cd", x, read)
-
-  rows = [jnp.stack([product(i, j) for j in range(3)]) for i in range(3)]
-  return jnp.stack(rows)
+  (B, H, W, _), (C, O) = x.shape, kernel.shape[2:]
+  narrow = min(C, O)
+  if narrow < CHANNELS:
+    return False
+  if sharding.platform() == "cpu":
+    return x.dtype == jnp.float32 and narrow >= PER_PIXEL * B * H * W
+  pixels = PIXELS_OF_LARGE if C * O >= LARGE else PIXELS
+  short = sharding.platform() == "tpu" and x.dtype.itemsize < 4
+  return short and H * W <= pixels

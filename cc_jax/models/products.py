@@ -17,6 +17,9 @@ from jaxtyping import Array, Float
 
 from cc_jax.core import sharding
 
+# Of fewer rows the other order of a product costs more than it saves.
+FEW = 256
+
 
 def dot_general(
   x: Float[Array, "*B D"],
@@ -55,7 +58,7 @@ def kernel_gradient(
 ) -> Float[Array, "D F"]:
   """Of `product`: the rows are one axis, the narrower matrix is the first."""
   rows, slopes = (one.reshape(-1, one.shape[-1]) for one in (x, cotangent))
-  if rows.shape[1] <= slopes.shape[1]:
+  if rows.shape[1] <= slopes.shape[1] or len(rows) < FEW:
     return jnp.einsum("nd,nf->df", rows, slopes)
   turned = jnp.einsum("nf,nd->fd", slopes, rows)
   # Without a barrier the compiler exchanges the two again.

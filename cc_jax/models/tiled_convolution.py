@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from cc_jax.models import products
+from cc_jax.models import products, recompute
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 # Pixels of a tile.
@@ -51,8 +51,10 @@ OUTPUT = np.array(
   ]
 )
 # From so many channels on both sides, and so many pixels, sums for tiles cost
-# less than they save: the gradient of a kernel, and all else.
-CHANNELS, WIDE, PIXELS = 128, 192, 1024
+# less than they save.
+CHANNELS, PIXELS = 128, 128
+# Up to so many pixels for each channel a kernel is large for a map.
+LARGE = 4
 
 
 def suits(x: Any, kernel: Any) -> bool:
@@ -104,26 +106,45 @@ convolve.defvjp(_forward, _backward)
 
 
 def values(
-  x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C O"]
+  x: Float[Array, "B H W C"],
+  kernel: Float[Array, "3 3 C O"] | Float[Array, "3 3 O C"],
+  turned: bool = False,
 ) -> Float[Array, "B H W O"]:
-  """`plain`, by tiles where there are channels enough."""
-  wide = min(kernel.shape[2:]) >= WIDE
-  return by_tiles(x, kernel) if wide else plain(x, kernel)
+  """`plain`, by tiles.
 
+  Where the kernel is large for the map, each convolution of 3 x 1 is three
+  products of matrices, which take the kernel as it is: turned, XLA on CPUs
+  would write each of its numbers for itself, which takes as long as the rest.
 
-def by_tiles(
-  x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C O"]
-) -> Float[Array, "B H W O"]:
-  """A convolution of a map, padded by one, whose rows tiles divide."""
-  factors = _times(KERNEL, [kernel[:, n : n + 1] for n in range(3)])
+  Args:
+    x: a map, whose rows tiles divide.
+    kernel: of the convolution.
+    turned: the last two axes of the kernel are the other way round.
+  """
+  B, H, W, _ = x.shape
+  factors = _times(KERNEL, [kernel[:, n] for n in range(3)])
+  large = B * H * W <= LARGE * min(kernel.shape[2:])
+  column = _by_products if large else _by_convolution
   made = [
-    jax.lax.conv_general_dilated(
-      number, factor, (1, 1), ((1, 1), (0, 0)), dimension_numbers=NUMBERS
-    )
+    column(number, factor, turned)
     for number, factor in zip(_numbers(x), factors, strict=True)
   ]
   pixels = jnp.stack(_times(OUTPUT, made), 3)  # [B H W/4 4 O]
   return pixels.reshape(*x.shape[:3], -1)
+
+
+def _by_convolution(number, factor, turned):
+  factor = factor.swapaxes(1, 2) if turned else factor
+  return jax.lax.conv_general_dilated(
+    number, factor[:, None], (1, 1), ((1, 1), (0, 0)), dimension_numbers=NUMBERS
+  )
+
+
+def _by_products(number, factor, turned):
+  pairs = zip(_seen(number), factor, strict=True)
+  if turned:
+    return sum(jnp.einsum("bhwf,df->bhwd", one, row) for one, row in pairs)
+  return sum(one @ row for one, row in pairs)
 
 
 def gradients(
@@ -136,23 +157,27 @@ def gradients(
   That of the kernel is of products of matrices: as a convolution its window
   would be the whole map, for which XLA has no quick way.
   """
-  # What a pixel sees on one side sees it on the other.
-  dx = values(dy, kernel[::-1, ::-1].swapaxes(2, 3))
+  dy = recompute.written(dy)
   slopes = _times(OUTPUT.T, [dy[:, :, n::TILE] for n in range(TILE)])
-  rows = range(3)
   factors = []
   for number, slope in zip(_numbers(x), slopes, strict=True):
-    padded = jnp.pad(number, ((0, 0), (1, 1), (0, 0), (0, 0)))
-    seen = [padded[:, row : row + x.shape[1]] for row in rows]
-    gradient = [products.kernel_gradient(one, slope) for one in seen]
+    gradient = [products.kernel_gradient(one, slope) for one in _seen(number)]
     factors.append(jnp.stack(gradient))
-  return dx, jnp.stack(_times(KERNEL.T, factors), 1)
+  dkernel = jnp.stack(_times(KERNEL.T, factors), 1)
+  # What a pixel sees on one side sees it on the other.
+  return values(dy, kernel[::-1, ::-1], turned=True), dkernel
+
+
+def _seen(number):
+  """The rows that those of the output see: above them, the same and below."""
+  padded = jnp.pad(number, ((0, 0), (1, 1), (0, 0), (0, 0)))
+  return [padded[:, row : row + number.shape[1]] for row in range(3)]
 
 
 def _numbers(x):
   """B' x of each tile: 6 maps [B H W/4 C]."""
   B, H, W, C = x.shape
-  tiles = x.reshape(B, H, W // TILE, TILE, C)
+  tiles = recompute.written(x).reshape(B, H, W // TILE, TILE, C)
   own = [tiles[:, :, :, n] for n in range(TILE)]
   before = jnp.pad(own[-1][:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
   after = jnp.pad(own[0][:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0)))

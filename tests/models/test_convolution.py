@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import parity
-import pytest
 
 from cc_jax.core import sharding
 from cc_jax.models import convolution, layers, tiled_convolution
@@ -14,25 +13,29 @@ def normal(*shape, dtype=jnp.float32, seed=0):
   return jnp.asarray(x, dtype)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 4), (3, 1, 5), (2, 8, 3)])
-def test_gradients_are_those_of_the_convolution(shape):
-  x, kernel = normal(*shape, 6), normal(3, 3, 6, 5, seed=1)
-  found, ours = jax.vjp(convolution.small, x, kernel)
-  expected, theirs = jax.vjp(tiled_convolution.plain, x, kernel)
-  parity.check(found, expected, parity.LAYER)
-  cotangent = normal(*shape, 5, seed=2)
-  for a, b in zip(ours(cotangent), theirs(cotangent), strict=True):
-    assert a.dtype == b.dtype
-    parity.check(a, b, parity.LAYER)
-
-
-def test_only_small_maps_of_16_bits_are_treated_so():
+def test_on_tpus_only_small_maps_of_16_bits_are_treated_so(monkeypatch):
+  monkeypatch.setattr(sharding, "platform", lambda: "tpu")
   shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.bfloat16)
   x, kernel = shape(2, 8, 8, 256), shape(3, 3, 256, 128)
   assert convolution.suits(x, kernel)
   assert not convolution.suits(shape(2, 8, 9, 256), kernel)
   assert not convolution.suits(x, shape(3, 3, 256, 4))
   assert not convolution.suits(x.update(dtype=jnp.float32), kernel)
+  wide = shape(2, 16, 16, 1920)
+  assert convolution.suits(wide, shape(3, 3, 1920, 1280))
+  assert not convolution.suits(wide, shape(3, 3, 1920, 640))
+  assert not convolution.suits(shape(2, 16, 17, 1920), shape(3, 3, 1920, 1280))
+
+
+def test_on_cpus_kernels_that_are_large_for_a_map_are(monkeypatch):
+  shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.float32)
+  x, kernel = shape(2, 5, 7, 280), shape(3, 3, 280, 300)
+  assert convolution.suits(x, kernel)
+  assert not convolution.suits(shape(1, 6, 12, 280), kernel)
+  assert not convolution.suits(shape(1, 1, 1, 127), shape(3, 3, 127, 300))
+  assert not convolution.suits(x.update(dtype=jnp.bfloat16), kernel)
+  monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+  assert not convolution.suits(x, kernel)
 
 
 def test_only_convolutions_to_the_same_size_are():
@@ -43,7 +46,7 @@ def test_only_convolutions_to_the_same_size_are():
   assert not convolution.same(kernel, ones, ((0, 1), (0, 1)))
 
 
-def test_layers_do_so_on_tpus_only(monkeypatch):
+def test_layers_do_so_on_tpus(monkeypatch):
   layer = layers.conv(128, 128, dtype=jnp.bfloat16, rngs=layers.keys(0))
   x = normal(2, 4, 4, 128, dtype=jnp.bfloat16)
   slope = lambda x: jax.grad(lambda layer: layer(x).sum())(layer)

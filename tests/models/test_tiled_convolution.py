@@ -44,6 +44,10 @@ def gradients(f):
     ((2, 15, 36), KERNEL),
     ((3, 1, 400), KERNEL),
     ((65, 4, 4), KERNEL),
+    # The kernel is large for the map.
+    ((2, 8, 8), KERNEL),
+    ((2, 8, 8), (3, 3, 200, 192)),
+    ((5, 3, 12), KERNEL),
     ((1, 32, 32), (3, 3, 128, 136)),
   ],
 )
@@ -67,7 +71,7 @@ def operations(program):
   ("shape", "kernel", "dtype"),
   [
     ((1, 32, 34, 192), KERNEL, "float32"),
-    ((3, 16, 16, 192), KERNEL, "float32"),
+    ((1, 15, 8, 192), KERNEL, "float32"),
     ((1, 32, 32, 8), (3, 3, 8, 192), "float32"),
     ((1, 32, 32, 192), (3, 3, 192, 8), "float32"),
     ((1, 32, 32, 192), KERNEL, "bfloat16"),
