@@ -80,8 +80,9 @@ def summed_once(x: jax.Array) -> jax.Array:
 
   Of what several read, as blocks that are residual do: a compiler for CPUs
   puts the sum of their gradients into all that reads it, and those of earlier
-  blocks into that. A pass of blocks of 128 channels, 16 x 16 maps, forward and
-  backward, takes 841 ms instead of 940 with it, of 256 and 8 x 8 708 and 753.
+  blocks into that. Four blocks of 64 channels, 32 x 32 maps, forward and
+  backward, take 181 ms instead of 188; of 128 and more, whose convolutions write
+  what they read, 1 to 2 % less.
   """
   return _summed(x) if sharding.platform() == "cpu" else x
 
