@@ -26,12 +26,12 @@ from jaxtyping import Array, Float
 from cc_jax.core import sharding
 from cc_jax.models import products, small_convolution, tiled_convolution
 
-# Of the largest map for which it is done; and the fewest on both sides.
+# Where gradients are products. On TPUs: the largest map, and the fewest
+# channels on both sides; the largest for a kernel of so many numbers at each
+# place, beside whose products copies of a map cost little.
 PIXELS, CHANNELS = 64, 128
-# The same of kernels with so many numbers at each place: what the copies of the
-# nine products cost is little beside the products.
 PIXELS_OF_LARGE, LARGE = 256, 1920 * 1280
-# The fewest channels for each pixel of a batch with which CPUs do it.
+# On CPUs: the fewest channels for each pixel of a batch.
 PER_PIXEL = 4
 
 
