@@ -148,7 +148,8 @@ def test_lpips_reaches_every_weight(trained):
 
 
 def test_the_loss_goes_down(trained):
-  optimizer = optax.adam(1e-2)
+  # With 1e-2 it comes and goes on its way, and rounding decides when.
+  optimizer = optax.adam(3e-3)
 
   @jax.jit
   def advance(params, state, grads):
@@ -157,7 +158,7 @@ def test_the_loss_goes_down(trained):
 
   params, state = trained.params, optimizer.init(trained.params)
   found = []
-  for step in range(60):
+  for step in range(120):
     grads, metrics = trained.gradient(
       trained.task.loss, params, jax.random.key(step)
     )
