@@ -22,8 +22,7 @@ def _backward(saved, cotangent):
   if sharding.platform() == "cpu":
     towards = gradient(kernel, cotangent)
   else:
-    plain = lambda x: tiled_convolution.plain(x, kernel)
-    (towards,) = jax.vjp(plain, x)[1](cotangent)
+    towards = tiled_convolution.plain_gradient(x, kernel, cotangent)
   return towards, kernel_gradient(x, cotangent)
 
 
@@ -66,6 +65,7 @@ def kernel_gradient(
 
 
 def _kernel_gradient(x, cotangent):
+  # The order and the barrier of that of products.py are for CPUs.
   return jnp.einsum("bhwd,bhwf->df", x, cotangent)
 
 

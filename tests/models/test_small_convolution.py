@@ -28,8 +28,10 @@ def test_gradients_are_those_of_the_convolution(shape, platform, monkeypatch):
     parity.check(a, b, parity.LAYER)
 
 
-def test_the_map_s_gradient_is_counted_as_that_of_the_convolution():
-  """On CPUs, where it is products, so that figures can be compared."""
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_operations_are_counted_as_of_the_convolution(platform, monkeypatch):
+  """So that figures of different devices can be compared."""
+  monkeypatch.setattr(sharding, "platform", lambda: platform)
 
   def count(f):
     slopes = jax.grad(lambda x, kernel: f(x, kernel).sum(), (0, 1))
