@@ -19,11 +19,15 @@ def sums(arrays: Mapping[str, Any]) -> dict[str, int]:
   """The sum of each array, of JAX or NumPy, by its name.
 
   Every process of a run must call this if arrays lie on devices of several.
+
+  Raises:
+    jax.errors.JaxRuntimeError: what made an array failed, on any device here.
   """
   there = {k: x for k, x in arrays.items() if isinstance(x, jax.Array)}
-  # All at once: there may be thousands.
-  made = jax.device_get(_on_devices(list(there.values())))
-  found = dict(zip(there, made, strict=True))
+  # All at once: there may be thousands. Of each one copy is read; that others
+  # failed, as when a host is lost, is to be known before hosts save together.
+  made = jax.block_until_ready(_on_devices(list(there.values())))
+  found = dict(zip(there, jax.device_get(made), strict=True))
   return {
     name: int(found[name]) if name in found else _here(array)
     for name, array in arrays.items()

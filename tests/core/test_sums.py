@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +17,31 @@ ARRAYS = {
   "flags": np.array([True, False, True]),
   "none": np.zeros((0, 3), np.float32),
 }
+
+# In a process of its own, since JAX finds the error again when that ends.
+FAILING = """
+import jax
+import numpy as np
+from cc_jax.core import sums
+
+def call(index):
+  if index == 7:
+    raise ValueError("it is lost")
+  return np.float32(1)
+
+def one():
+  index = jax.lax.axis_index("data")
+  return jax.pure_callback(call, jax.ShapeDtypeStruct((), "float32"), index)
+
+jax.config.update("jax_num_cpu_devices", 8)
+mesh = jax.make_mesh((8,), ("data",))
+kinds = dict(mesh=mesh, in_specs=(), out_specs=jax.P(), check_vma=False)
+array = jax.jit(jax.shard_map(one, **kinds))()
+try:
+  print("a sum", sums.sums({"array": array}))
+except jax.errors.JaxRuntimeError as error:
+  print("no sum", str(error).splitlines()[-1])
+"""
 
 
 def test_a_sum_is_of_bits_weighed_by_their_places():
@@ -36,6 +64,13 @@ def test_sums_do_not_depend_on_where_an_array_lies(layout):
 
   there = {name: put(array) for name, array in ARRAYS.items()}
   assert sums.sums(there) == sums.sums(ARRAYS)
+
+
+def test_an_array_that_failed_on_one_device_has_no_sum():
+  done = subprocess.run(
+    [sys.executable, "-c", FAILING], capture_output=True, text=True
+  )
+  assert done.stdout == "no sum ValueError: it is lost\n", done.stderr
 
 
 def test_any_bit_and_any_two_places_change_the_sum():
