@@ -183,6 +183,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.train.remat = "none"  # Or "dots", "attention", "full".
   config.train.recompute = True  # Norms and activations, in the backward pass.
   config.train.attention = "auto"  # "einsum": no kernels of the device's own.
+  config.train.own_convolutions = True  # By products and tiles, where faster.
   config.train.moments = "float32"  # Or "bfloat16": Adam's first moment.
   config.train.spread = True  # Moments and average split over all devices.
   config.train.log_every = 50
@@ -199,11 +200,12 @@ def get_config(arg: str = "") -> ConfigDict:
   config.ablate = False  # Each step of the next, from the first on: how fast.
   config.ablation_steps = ()  # (0, 5): those that are measured now; (): all.
   # "NAME: field=value field=value": what is set, one after the other, as in
-  # CommonCanvas's figure 6. It began with 16 bits too, so 32 are no step, and
-  # had an attention that is not einsum from the start.
+  # CommonCanvas's figure 6; it began with 16 bits, too, and not with einsum.
   config.ablation = (
     "naive: latent_diffusion.from_images=true train.attention=einsum "
-    "train.recompute=false train.spread=false train.moments=float32",
+    "train.own_convolutions=false train.recompute=false train.spread=false "
+    "train.moments=float32",
+    "convolutions by products and tiles: train.own_convolutions=true",
     "latents encoded before: latent_diffusion.from_images=false",
     "kernels for attention: train.attention=auto",
     "norms recomputed, not kept in float32: train.recompute=true",

@@ -113,9 +113,9 @@ def classes(config: ConfigDict) -> None:
   )
   config.sample.prompts = ("cat", "dog")
   # Classes are read of what was encoded before.
-  naive, _, *rest = config.ablation
+  naive, own, _, *rest = config.ablation
   fields = naive.replace("latent_diffusion.from_images=true ", "")
-  config.ablation = (fields, *rest)
+  config.ablation = (fields, own, *rest)
 
 
 def captions(config: ConfigDict, size: int) -> None:
@@ -138,10 +138,11 @@ def captions(config: ConfigDict, size: int) -> None:
     config.encode.buckets = True
     config.latent_diffusion.padded = True
   # The naive step has T5 in it, too, and squares.
-  naive, before, *rest = config.ablation
+  naive, own, before, *rest = config.ablation
   config.ablation = (
     f"{naive} encode.text_states=false encode.buckets=false "
     "latent_diffusion.padded=false",
+    own,
     f"{before} encode.text_states=true encode.buckets={config.encode.buckets} "
     f"latent_diffusion.padded={config.latent_diffusion.padded}",
     *rest,

@@ -65,9 +65,10 @@ def get_config(arg: str = "256") -> ConfigDict:
     config.encode.buckets = True
     config.train.batch_size = 512
   # Images are encoded in the step as middle squares only.
-  naive, before, *rest = config.ablation
+  naive, own, before, *rest = config.ablation
   config.ablation = (
     f"{naive} encode.crop=centre encode.buckets=false",
+    own,
     f"{before} encode.crop=random encode.buckets={config.encode.buckets}",
     *rest,
   )

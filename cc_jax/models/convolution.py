@@ -17,6 +17,9 @@ As nine products of matrices, one for each place in the kernel, it takes what
 such products take, whatever is around it.
 """
 
+from collections.abc import Iterator
+import contextlib
+import contextvars
 from typing import Any
 
 import jax
@@ -34,6 +37,26 @@ PIXELS_OF_LARGE, LARGE = 256, 1920 * 1280
 # On CPUs: the fewest channels for each pixel of a batch.
 PER_PIXEL = 4
 
+_own = contextvars.ContextVar("own convolutions", default=True)
+
+
+@contextlib.contextmanager
+def own(whether: bool) -> Iterator[None]:
+  """What is traced inside has our ways of convolving, or the compiler's alone.
+
+  To measure what they are worth.
+  """
+  token = _own.set(whether)
+  try:
+    yield
+  finally:
+    _own.reset(token)
+
+
+def owns() -> bool:
+  """Whether `convolve` has ways of ours here."""
+  return _own.get()
+
 
 def convolve(
   x: Float[Array, "B H W C"],
@@ -43,12 +66,13 @@ def convolve(
   **kinds: Any,
 ) -> Float[Array, "B H2 W2 O"]:
   """`jax.lax.conv_general_dilated`, in the way that is fast on the device."""
-  if same(kernel, strides, padding):
+  if owns() and same(kernel, strides, padding):
     if tiled_convolution.suits(x, kernel):
       return tiled_convolution.convolve(x, kernel)
     if suits(x, kernel):
       return small_convolution.convolve(x, kernel)
-  if sharding.platform() == "cpu" and of_pixels(x, kernel, strides, padding):
+  of_one = owns() and of_pixels(x, kernel, strides, padding)
+  if of_one and sharding.platform() == "cpu":
     return products.product(x, kernel[0, 0])
   return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kinds)
 

@@ -13,7 +13,7 @@ import ml_collections
 import optax
 
 from cc_jax.core import optim, programs, sharding
-from cc_jax.models import attention, layers, recompute
+from cc_jax.models import attention, convolution, layers, recompute
 from cc_jax.tasks import task as tasks
 
 # Types of the mean of the gradients. That of their squares is float32.
@@ -87,6 +87,7 @@ def make(config: ml_collections.ConfigDict, task: tasks.Task) -> Step:
     gradient = optim.value_and_grad(loss, options.accumulate)
     with (
       attention.using(options.attention),
+      convolution.own(options.own_convolutions),
       recompute.recomputing(options.recompute),
     ):
       (value, metrics), grads = gradient(state.params, batch, key)

@@ -80,3 +80,20 @@ def test_on_cpus_those_of_single_pixels_are_products(monkeypatch):
   assert "conv_general_dilated" in run(convolution.convolve, stride=2)[1]
   monkeypatch.setattr(sharding, "platform", lambda: "tpu")
   assert "conv_general_dilated" in run(convolution.convolve)[1]
+
+
+def test_our_ways_can_be_left_to_the_compiler():
+  x = normal(1, 16, 16, 128)
+  for size in (1, 3):
+    layer = layers.conv(128, 128, size, dtype=jnp.float32, rngs=layers.keys(0))
+
+    def ours(layer=layer):
+      # A function of its own, since JAX keeps what it has traced of one.
+      return "custom_vjp" in str(jax.make_jaxpr(lambda x: layer(x))(x))
+
+    assert ours()
+    expected = layer(x)
+    with convolution.own(False):
+      assert not ours()
+      parity.check(layer(x), expected, parity.LAYER)
+    assert ours()

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from cc_jax.core import sharding
-from cc_jax.models import attention, recompute
+from cc_jax.models import attention, convolution, recompute
 from cc_jax.tasks import step as steps
 from cc_jax.tasks import task as tasks
 
@@ -96,17 +96,19 @@ def test_norms_are_of_the_gradient_before_and_the_weights_after():
   assert metrics["param_norm"] == pytest.approx(np.linalg.norm(kernel(after)))
 
 
-def test_a_step_is_traced_with_the_attention_and_norms_of_the_config():
+def test_a_step_is_traced_with_the_ways_of_the_config():
   seen = []
 
   def loss(params, batch, key):
-    seen.append((attention.choice(), recompute.recomputes()))
+    seen.append(
+      (attention.choice(), convolution.owns(), recompute.recomputes())
+    )
     return line().loss(params, batch, key)
 
   task = line()._replace(loss=jax.tree_util.Partial(loss))
   run(1, task)
-  run(1, task, attention="einsum", recompute=False)
-  assert seen == [("auto", True), ("einsum", False)]
+  run(1, task, attention="einsum", own_convolutions=False, recompute=False)
+  assert seen == [("auto", True, True), ("einsum", False, False)]
   with pytest.raises(ValueError, match="unknown attention 'flash'"):
     run(1, task, attention="flash")
 
