@@ -116,6 +116,8 @@ def _equation(equation: Any, trips: int) -> int:
     return 2 * inner * math.prod(equation.outvars[0].aval.shape)
   if name == "conv_general_dilated":
     return _convolution(equation)
+  if name.startswith("dot_product_attention_"):
+    return _attention(equation)
   if name == "cond":
     return max(of_jaxpr(branch.jaxpr, trips) for branch in params["branches"])
   times = 1
@@ -161,6 +163,16 @@ def _convolution(equation: Any) -> int:
   output = math.prod(equation.outvars[0].aval.shape)
   window = math.prod(kernel[axis] for axis in numbers.rhs_spec[1:])
   return 2 * output * window // math.prod(params["lhs_dilation"])
+
+
+def _attention(equation: Any) -> int:
+  """Two products of cuDNN's kernel, or the four of its gradients.
+
+  It computes one of the former again for these; that is not counted.
+  """
+  q, k = (one.aval.shape for one in equation.invars[:2])  # [B T N K], [B S N K]
+  products = 4 if "_bwd" in equation.primitive.name else 2
+  return 2 * products * math.prod(q) * k[1]
 
 
 def _open(value: Any) -> Any:

@@ -15,6 +15,8 @@ from cc_jax.models import attention_blocks, attention_kernel
 # "auto" takes the best there is for the device and the lengths, "einsum" XLA's
 # own everywhere: to measure what the rest is worth.
 CHOICES = ("auto", "einsum")
+# Widest heads of cuDNN's kernels on all GPUs that have them, and what divides.
+WIDEST, MULTIPLE = 128, 8
 _choice = contextvars.ContextVar("attention", default="auto")
 
 
@@ -140,12 +142,20 @@ _scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_gradients)
 
 def _kernel(q):
   """The kernel for such arrays, None where XLA's own way is the best."""
-  if choice() != "auto" or sharding.platform() != "tpu":
+  if choice() != "auto":
     return None
   B, T, N, K = q.shape
-  if attention_blocks.fits(T, N * K, N):
+  if sharding.platform() == "tpu" and attention_blocks.fits(T, N * K, N):
     return sharding.by_head(B, N, by_columns)
+  if sharding.platform() == "gpu" and _is_nvidia():
+    fits = q.dtype.itemsize == 2 and K <= WIDEST and K % MULTIPLE == 0
+    return by_cudnn if fits else None
   return None
+
+
+def _is_nvidia():
+  """Whether GPUs here are NVIDIA's, from Ampere on; before, they are Teslas."""
+  return jax.devices()[0].device_kind.startswith("NVIDIA")
 
 
 def by_columns(
@@ -164,3 +174,38 @@ def by_columns(
     *turned, mask, q.shape[2], causal, scale, interpret
   )
   return x.swapaxes(1, 2).reshape(q.shape)
+
+
+def by_cudnn(
+  q: Float[Array, "B T N K"],
+  k: Float[Array, "B S N K"],
+  v: Float[Array, "B S N K"],
+  mask: Bool[Array, "B S"] | None,
+  causal: bool,
+  scale: float,
+) -> Float[Array, "B T N K"]:
+  """`attention` by cuDNN's kernels, which keep no products of q and k.
+
+  For training JAX asks even lengths of them, of arrays without a mask, too: an
+  odd one, such as the 77 tokens of a caption, gets one more that none sees.
+  """
+  (B, T), S = q.shape[:2], k.shape[1]
+  even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+  q, k, v = even(q), even(k), even(v)
+  lengths = None
+  if mask is not None:
+    mask = jnp.pad(mask, ((0, 0), (0, S % 2)))[:, None, None]
+    mask = jnp.broadcast_to(mask, (B, 1, q.shape[1], k.shape[1]))
+  elif S % 2:
+    lengths = jnp.full(B, S, jnp.int32)
+  x = jax.nn.dot_product_attention(
+    q,
+    k,
+    v,
+    mask=mask,
+    is_causal=causal,
+    scale=scale,
+    key_value_seq_lengths=lengths,
+    implementation="cudnn",
+  )
+  return x[:, :T]

@@ -2,12 +2,13 @@
 """The kernels for TPU, step by step on this device, beside XLA's attention."""
 
 import jax
+from jax._src.cudnn import fused_attention_stablehlo
 import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
 
-from cc_jax.core import sharding
+from cc_jax.core import flops, sharding
 from cc_jax.models import attention, attention_blocks, layers
 
 
@@ -139,6 +140,89 @@ def test_on_a_tpu_the_kernel_is_chosen_by_length(monkeypatch):
   with pytest.raises(ValueError, match="unknown attention 'flash'"):
     with attention.using("flash"):
       pass
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+  """Traces are for a GPU that is not here, and for cuDNN 9.10."""
+  monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+  monkeypatch.setattr(attention, "_is_nvidia", lambda: True)
+  monkeypatch.setattr(
+    fused_attention_stablehlo, "check_cudnn_version", lambda: 91000
+  )
+
+
+def lowered(*arrays, **options):
+  """Attention and its gradients, as a program for CUDA."""
+  f = lambda q, k, v: attention.attention(q, k, v, **options).astype(float)
+  slopes = jax.grad(lambda *args: f(*args).sum(), argnums=(0, 1, 2))
+  return jax.jit(slopes).trace(*arrays).lower(lowering_platforms=("cuda",))
+
+
+@pytest.mark.parametrize("tokens", [64, 77])
+@pytest.mark.parametrize("sources", [77, 78])
+def test_on_a_gpu_cudnn_attends_in_16_bits(tokens, sources, nvidia):
+  arrays = drawn(tokens, sources, 2, 40, jnp.bfloat16)[:3]
+  mask = jnp.ones((1, sources), bool)
+  for options, kind in (
+    ({}, "Softmax"),
+    ({"causal": True}, "Softmax"),
+    ({"mask": mask}, "ScaleBiasSoftmax"),
+  ):
+    program = lowered(*arrays, **options).as_text()
+    for name in (f"__cudnn$fmha{kind}", f"__cudnn$fmha{kind}Backward"):
+      assert program.count(f"@{name}(") == 1, options
+
+
+@pytest.mark.parametrize("tokens", [64, 77])
+@pytest.mark.parametrize("sources", [77, 78])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_cudnn_is_asked_for_is_attention(
+  tokens, sources, causal, hidden, monkeypatch
+):
+  asked = jax.nn.dot_product_attention
+  monkeypatch.setattr(
+    jax.nn,
+    "dot_product_attention",
+    lambda *args, implementation=None, **options: asked(*args, **options),
+  )
+  arrays = drawn(tokens, sources, 2, 8)
+  # Of rows that see nothing cuDNN makes something else.
+  mask = np.arange(sources) % 5 != 1 if hidden else np.ones(sources, bool)
+  mask = jnp.asarray(mask)[None].repeat(2, 0)
+
+  def ours(q, k, v, mask, causal=False):
+    scale = q.shape[-1] ** -0.5
+    return attention.by_cudnn(q, k, v, mask if hidden else None, causal, scale)
+
+  check_hiding(ours, arrays, mask, causal)
+
+
+def test_on_a_gpu_xla_attends_where_cudnn_cannot(nvidia, monkeypatch):
+  arrays = drawn(64, 64, 2, 40, jnp.bfloat16)[:3]
+  programs = [
+    lowered(*arrays, mask=jnp.ones((1, 64, 64), bool)),
+    lowered(*arrays, bias=jnp.ones((1, 2, 64, 64), jnp.bfloat16)),
+    lowered(*drawn(64, 64, 2, 40)[:3]),
+    lowered(*drawn(64, 64, 2, 36, jnp.bfloat16)[:3]),
+    lowered(*drawn(64, 64, 2, 512, jnp.bfloat16)[:3]),
+  ]
+  with attention.using("einsum"):
+    programs.append(lowered(*arrays))
+  monkeypatch.setattr(attention, "_is_nvidia", lambda: False)
+  programs.append(lowered(*arrays))
+  assert not any("cudnn" in program.as_text() for program in programs)
+
+
+def test_cudnns_products_are_counted_as_those_of_einsum(nvidia):
+  arrays = drawn(64, 78, 2, 40, jnp.bfloat16)[:3]
+  forward = lambda *args: attention.attention(*args)
+  slopes = jax.grad(lambda *args: forward(*args).sum(), argnums=(0, 1, 2))
+  for f in (forward, slopes):
+    found = flops.count(lambda *args, f=f: f(*args), *arrays)
+    with attention.using("einsum"):
+      assert found == flops.count(lambda *args, f=f: f(*args), *arrays) > 0
 
 
 def test_a_kernel_runs_on_each_devices_rows_and_heads():
