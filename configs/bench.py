@@ -18,9 +18,9 @@ loader on made-up records of SD2 at 256 pixels.
     --config.ablate=true
 
 builds up the speed of a whole small train step of 64 pixels (an autoencoder, a
-text tower, a U-Net of 51 M weights, float32, batches of 8) from the naive one to
-ours, see `ablation` in configs/base.py. Spreading needs several devices: two of a
-CPU by `--config.cpu_devices=2`.
+text tower, a U-Net of 51 M weights, float32, batches of 8) from the naive one
+to ours, see `ablation` in configs/base.py. Spreading needs several devices: two
+of a CPU by `--config.cpu_devices=2`.
 
 On a GPU `:sd2_256` and `:sd2_512` take the whole step of SD2's U-Net in
 bfloat16 beside diffusers' under torch.compile, channels last. Both have their
