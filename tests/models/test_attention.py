@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels for TPU, step by step on this device, beside XLA's attention."""
+"""The kernels for TPU, step by step on this device, beside XLA's attention.
+
+And what cuDNN is asked for on a GPU, which is not here.
+"""
 
 import jax
 from jax._src.cudnn import fused_attention_stablehlo
@@ -205,6 +208,7 @@ def test_on_a_gpu_xla_attends_where_cudnn_cannot(nvidia, monkeypatch):
     lowered(*arrays, mask=jnp.ones((1, 64, 64), bool)),
     lowered(*arrays, bias=jnp.ones((1, 2, 64, 64), jnp.bfloat16)),
     lowered(*drawn(64, 64, 2, 40)[:3]),
+    lowered(*drawn(1, 64, 2, 40, jnp.bfloat16)[:3]),
     lowered(*drawn(64, 64, 2, 36, jnp.bfloat16)[:3]),
     lowered(*drawn(64, 64, 2, 512, jnp.bfloat16)[:3]),
   ]
