@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one entry to the core of attention."""
 
-from collections.abc import Iterator
-import contextlib
+from contextlib import AbstractContextManager
 import contextvars
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from cc_jax.core import sharding
+from cc_jax.core import scoped, sharding
 from cc_jax.models import attention_blocks, attention_kernel
 
 # "auto" takes the best there is for the device and the lengths, "einsum" XLA's
@@ -28,15 +27,10 @@ def check(choice: str) -> None:
     )
 
 
-@contextlib.contextmanager
-def using(choice: str) -> Iterator[None]:
+def using(choice: str) -> AbstractContextManager[None]:
   """What is traced inside has its attention computed so, see `CHOICES`."""
   check(choice)
-  token = _choice.set(choice)
-  try:
-    yield
-  finally:
-    _choice.reset(token)
+  return scoped.holding(_choice, choice)
 
 
 def choice() -> str:

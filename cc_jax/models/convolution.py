@@ -17,8 +17,7 @@ As nine products of matrices, one for each place in the kernel, it takes what
 such products take, whatever is around it.
 """
 
-from collections.abc import Iterator
-import contextlib
+from contextlib import AbstractContextManager
 import contextvars
 from typing import Any
 
@@ -26,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cc_jax.core import sharding
+from cc_jax.core import scoped, sharding
 from cc_jax.models import products, small_convolution, tiled_convolution
 
 # Where gradients are products. On TPUs: the largest map, and the fewest
@@ -40,17 +39,12 @@ PER_PIXEL = 4
 _own = contextvars.ContextVar("own convolutions", default=True)
 
 
-@contextlib.contextmanager
-def own(whether: bool) -> Iterator[None]:
+def own(whether: bool) -> AbstractContextManager[None]:
   """What is traced inside has our ways of convolving, or the compiler's alone.
 
   To measure what they are worth.
   """
-  token = _own.set(whether)
-  try:
-    yield
-  finally:
-    _own.reset(token)
+  return scoped.holding(_own, whether)
 
 
 def owns() -> bool:
@@ -66,15 +60,23 @@ def convolve(
   **kinds: Any,
 ) -> Float[Array, "B H2 W2 O"]:
   """`jax.lax.conv_general_dilated`, in the way that is fast on the device."""
-  if owns() and same(kernel, strides, padding):
-    if tiled_convolution.suits(x, kernel):
-      return tiled_convolution.convolve(x, kernel)
-    if suits(x, kernel):
-      return small_convolution.convolve(x, kernel)
-  of_one = owns() and of_pixels(x, kernel, strides, padding)
-  if of_one and sharding.platform() == "cpu":
-    return products.product(x, kernel[0, 0])
+  if way := _way(x, kernel, strides, padding):
+    return way(x, kernel)
   return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kinds)
+
+
+def _way(x, kernel, strides, padding):
+  """That of ours for such arrays, None where the compiler's is the best."""
+  if not owns():
+    return None
+  if same(kernel, strides, padding):
+    if tiled_convolution.suits(x, kernel):
+      return tiled_convolution.convolve
+    if suits(x, kernel):
+      return small_convolution.convolve
+  if sharding.platform() == "cpu" and of_pixels(x, kernel, strides, padding):
+    return lambda x, kernel: products.product(x, kernel[0, 0])
+  return None
 
 
 def same(kernel: Any, strides: Any, padding: Any) -> bool:

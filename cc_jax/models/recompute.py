@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a backward pass computes again, and what it does not."""
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 import contextvars
 
 import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
 
-from cc_jax.core import sharding
+from cc_jax.core import scoped, sharding
 
 # The name of what `kept` says, for a policy of what the backward pass keeps.
 KEPT = "gated"
@@ -17,17 +17,12 @@ KEPT = "gated"
 _recompute = contextvars.ContextVar("recompute", default=True)
 
 
-@contextlib.contextmanager
-def recomputing(whether: bool) -> Iterator[None]:
+def recomputing(whether: bool) -> AbstractContextManager[None]:
   """What is traced inside has `recomputed` do so, or be the function itself.
 
   To measure what it is worth.
   """
-  token = _recompute.set(whether)
-  try:
-    yield
-  finally:
-    _recompute.reset(token)
+  return scoped.holding(_recompute, whether)
 
 
 def recomputes() -> bool:

@@ -5,32 +5,26 @@ A plan of a run needs the shapes of all arrays and the values of none, so that
 no file of weights has to be here and none is downloaded.
 """
 
-from collections.abc import Iterator
-import contextlib
+from contextlib import AbstractContextManager
 import contextvars
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cc_jax.core import sharding
+from cc_jax.core import scoped, sharding
 from cc_jax.models import kinds
 
 _UNREAD = contextvars.ContextVar("unread", default=False)
 
 
-@contextlib.contextmanager
-def weights() -> Iterator[None]:
+def weights() -> AbstractContextManager[None]:
   """Inside, `hub.load` and `hub.open` give shapes in place of arrays.
 
   A network is known by its config alone then: a preset serves as well as a row
   of models/published.py.
   """
-  token = _UNREAD.set(True)
-  try:
-    yield
-  finally:
-    _UNREAD.reset(token)
+  return scoped.holding(_UNREAD, True)
 
 
 def are_weights() -> bool:
